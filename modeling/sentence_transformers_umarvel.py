@@ -1,0 +1,155 @@
+"""The Sentence Transformers module of a U-MARVEL checkpoint: checks items, brings them to chats, calls the host."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sentence_transformers.base.modules.transformer import ProcessingKwargs, Transformer
+from transformers.video_utils import VideoMetadata
+
+from .messages_umarvel import ItemError, stack_frames, to_conversations
+
+try:
+    import av  # for video files only, so a checkpoint loads without it
+except ImportError:
+    av = None
+
+# Frames given without a clock count as sampled at the reference's rate (recipe.md §1.6).
+FRAMES_PER_SECOND = 2.0
+
+
+class UMarvelTransformer(Transformer):
+    """``Transformer`` that takes text, pictures, videos and chats in one call, and refuses what it cannot read.
+
+    Only :meth:`preprocess` is ours; pooling and normalisation are the model's.
+    """
+
+    def preprocess(
+        self,
+        inputs: Sequence[Any],
+        prompt: str | None = None,
+        processing_kwargs: ProcessingKwargs | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Turn items into model inputs.
+
+        Args:
+            inputs: Items as ``messages_umarvel.ACCEPTED`` lists them, mixed as one likes.
+            prompt: The instruction of all of them; the chat template writes it before the text and marks it, and the
+                model leaves it out of pooling.
+            processing_kwargs: As in the host, per call.
+
+        Raises:
+            ItemError: Names the position in ``inputs`` and what to do.
+        """
+        metadata: list[dict[str, Any]] = []
+        conversations = to_conversations(inputs, partial(self._read_video, metadata=metadata))
+        if metadata:
+            self._check_videos_fit_together(inputs, conversations)
+            # Frames are sampled by now; a second sampling would drop some of them.
+            given = dict(processing_kwargs or {})
+            given["video"] = {**given.get("video", {}), "do_sample_frames": False, "video_metadata": metadata}
+            processing_kwargs = given
+        return super().preprocess(conversations, prompt=prompt, processing_kwargs=processing_kwargs, **kwargs)
+
+    def _check_videos_fit_together(self, inputs: Sequence[Any], conversations: list[list[dict[str, Any]]]) -> None:
+        """Refuse a batch whose videos the processor would pad, as the padding would change their vectors."""
+        names = self.processor.video_processor.model_input_names
+        if "video_grid_thw" in names:
+            return
+        videos, images = _media(conversations, "video"), _media(conversations, "image")
+        lengths = {len(frames) for chat in videos for frames in chat}
+        clash = "pixel_values" in names and any(images)
+        if len(lengths) > 1 or clash or ("pixel_values" in names and len({len(chat) for chat in videos if chat}) > 1):
+            index = next(at for at, chat in enumerate(videos) if chat)
+            raise ItemError(
+                index,
+                inputs[index],
+                f"{type(self.processor).__name__} stacks the videos of a batch, so they need one number of frames (found "
+                f"{sorted(lengths)}){' and no picture beside them' if clash else ''}. Encode videos apart, with batch_size=1.",
+            )
+
+    def _apply_chat_template(
+        self,
+        messages: list[list[dict[str, Any]]],
+        modality_kwargs: dict[str, dict[str, Any]],
+        common_kwargs: dict[str, Any],
+        chat_template_kwargs: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Write the chats by the checkpoint's template, always, and process them with their media.
+
+        In one call, some processors write a chat with a video by a template of their own and sample its frames again.
+        """
+        template = {"chat_template": self.processor.chat_template, **chat_template_kwargs}
+        texts = self.processor.apply_chat_template(messages, tokenize=False, **template)
+        bos = self.tokenizer.bos_token
+        special = {"add_special_tokens": False} if bos and texts[0].startswith(bos) else {}
+        return self.processor(
+            text=texts,
+            **{f"{kind}s": media for kind in ("image", "video") if any(media := _media(messages, kind))},
+            text_kwargs={**special, **modality_kwargs["text"]},
+            images_kwargs=modality_kwargs["image"],
+            videos_kwargs=modality_kwargs["video"],
+            common_kwargs=common_kwargs,
+        )
+
+    def _read_video(self, source: Any, metadata: list[dict[str, Any]]) -> np.ndarray:
+        """Frames (F, H, W, 3) uint8 of a file, a list of pictures, an array, or ``{"array", "video_metadata"}``."""
+        sampler = getattr(self.processor, "video_processor", None)
+        if sampler is None:
+            raise ValueError(f"the processor of this checkpoint ({type(self.processor).__name__}) takes no video.")
+        clock = None
+        if isinstance(source, Path):
+            frames, clock = _decode_video(source, sampler)
+        elif isinstance(source, dict):
+            if not {"array"} <= set(source) <= {"array", "video_metadata"}:
+                raise ValueError(f"a video with the keys {sorted(source)}; give {{'array': frames, 'video_metadata': …}}.")
+            frames, clock = np.asarray(source["array"]), source.get("video_metadata")
+        else:
+            frames = stack_frames(source) if isinstance(source, list | tuple) else np.asarray(source)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+            raise ValueError(
+                f"a video of shape {frames.shape} and dtype {frames.dtype}; give uint8 frames of shape (F, H, W, 3)."
+            )
+        metadata.append(clock or _clock(len(frames), FRAMES_PER_SECOND))
+        return frames
+
+
+def _media(messages: list[list[dict[str, Any]]], kind: str) -> list[list[Any]]:
+    """The pictures or videos of each chat, in order."""
+    return [
+        [part[kind] for message in chat for part in message["content"] if part["type"] == kind] for chat in messages
+    ]
+
+
+def _decode_video(path: Path, sampler: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    """Decode, with PyAV, the frames that the checkpoint's video processor asks for."""
+    if av is None:
+        raise ValueError(f"reading {str(path)!r} needs PyAV; install it (pip install av) or give decoded frames.")
+    settings = {name: getattr(sampler, name, None) for name in ("num_frames", "fps", "min_frames", "max_frames")}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if not {"num_frames", "fps"} & set(settings):
+        settings["fps"] = FRAMES_PER_SECOND
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            total = stream.frames or sum(1 for _ in container.decode(stream))  # some formats do not store their number
+            clock = _clock(total, float(stream.average_rate or FRAMES_PER_SECOND))
+            wanted = [int(index) for index in sampler.sample_frames(metadata=VideoMetadata(**clock), **settings)]
+            container.seek(0)
+            frames = {
+                index: frame.to_ndarray(format="rgb24")
+                for index, frame in enumerate(container.decode(stream))
+                if index in wanted
+            }
+    except Exception as error:  # PyAV's errors share no base class with those of the sampler
+        raise ValueError(f"{str(path)!r} is not a video that can be read ({error}); convert or leave it out.") from error
+    if missing := set(wanted) - set(frames):
+        raise ValueError(f"{str(path)!r} is damaged: frame {min(missing)} of {total} is missing; replace or leave it out.")
+    return np.stack([frames[index] for index in wanted]), {**clock, "frames_indices": wanted}
+
+
+def _clock(frames: int, fps: float) -> dict[str, Any]:
+    return {"fps": fps, "total_num_frames": frames, "duration": frames / fps, "frames_indices": list(range(frames))}

@@ -1,0 +1,187 @@
+"""The reader of M-BEIR's layout."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from colours import write_benchmark, write_lines
+from umarvel_hf.data import Candidate, MBeir, Query, Task, format_query, format_string
+
+PLAIN = Task("plain", 0)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_benchmark(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, ""),
+        ("  \r\n ", ""),
+        ("a cat", "A cat."),
+        ('  "is it a cat?" ', "Is it a cat?"),
+        ("Stop!", "Stop!"),
+        ('he said "no"', 'He said "no.'),  # as the reference: the quote goes although its pair is inside
+        ("été", "Été."),
+    ],
+)
+def test_strings_are_formatted_as_in_the_reference(text, expected):
+    assert format_string(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(None, ""), ("", ""), ("a cat", "a cat."), ('"a cat"', '"a cat.'), ("why?  ", "why?"), ("a\rb", "ab.")],
+)
+def test_a_query_text_is_formatted_behind_its_instruction(text, expected):
+    reference = format_string(f"<instruction_start>Find it.<instruction_end> {text or ''}")
+    assert format_query(text) == expected
+    assert reference == f"<instruction_start>Find it.<instruction_end> {expected}" or not expected
+
+
+def test_an_item_is_what_encode_takes():
+    image = Path("a.png")
+    assert Candidate("1:1", "A cat.", None, "text").item == "A cat."
+    assert Candidate("1:1", "", image, "image").item == {"image": image}
+    assert Query("1:1", "a cat.", image, "image,text", ("1:2",), 7).item == {"image": image, "text": "a cat."}
+
+
+def test_tasks_are_found_and_ordered(root):
+    tasks = MBeir(root).tasks()
+    assert tasks == [Task("dark", 4), Task("plain", 0), Task("plain", 3)]
+    assert [task.name for task in tasks] == ["dark_task4", "plain_task0", "plain_task3"]
+    assert tasks[1].type == "text → image"
+
+
+def test_queries_pools_and_qrels_are_read(root):
+    data = MBeir(root)
+    query = data.queries(PLAIN)[0]
+    assert query == Query("1:0", "red.", None, "text", ("1:0",), 0)
+    assert data.pool(PLAIN)["1:1"] == Candidate("1:1", "", root / "mbeir_images/plain_green.png", "image")
+    assert data.pool(Task("plain", 3))["1:10"].text == "A red square."
+    assert list(data.union_pool()) == [*data.pool(PLAIN), *data.pool(Task("plain", 3)), *data.pool(Task("dark", 4))]
+    assert data.qrels(PLAIN)["1:0"] == ("1:0",)
+    assert [one.qid for one in data.train_queries()] == [one.qid for one in data.queries(PLAIN)]
+    assert len(data.union_pool("train")) == 6
+
+
+def test_files_are_read_once_and_only_when_asked_for(root):
+    data = MBeir(root)
+    (root / "cand_pool/local/mbeir_plain_task3_cand_pool.jsonl").unlink()
+    pool = data.pool(PLAIN)
+    (root / "cand_pool/local/mbeir_plain_task0_cand_pool.jsonl").unlink()
+    assert data.pool(PLAIN) is pool
+
+
+def test_a_pool_of_the_split_goes_before_the_common_one(root):
+    folder = root / "cand_pool/local"
+    line = (folder / "mbeir_plain_task0_cand_pool.jsonl").read_text().splitlines()[0]
+    write_lines(folder / "mbeir_plain_task0_test_cand_pool.jsonl", [line])
+    assert list(MBeir(root).pool(PLAIN)) == ["1:0"]
+
+
+def test_qrels_keep_all_relevant_answers_in_their_order(root):
+    path = root / "qrels/test/mbeir_plain_task0_test_qrels.txt"
+    path.write_text(path.read_text() + "1:0 0 1:3 1 0\n1:0\t0\t1:2\t2\t0\n1:0 0 1:1 0 0\n\n")
+    assert MBeir(root).qrels(PLAIN)["1:0"] == ("1:0", "1:3", "1:2")
+
+
+def test_an_instruction_is_found_by_data_set_and_modalities(root):
+    data = MBeir(root)
+    assert data.instructions["1, text, image"] == ("Find its picture.", "Show it.")
+    query = data.queries(PLAIN)[0]
+    assert data.instruction(query, "image") == "Find its picture."
+    assert data.instruction(query, "image", 1) == "Show it."
+    assert data.prompts(query, "image") == ("Find its picture.", "Show it.")
+
+
+def test_a_missing_instruction_names_the_key_and_what_there_is(root):
+    data = MBeir(root)
+    query = data.queries(PLAIN)[0]
+    with pytest.raises(
+        ValueError, match=r"instructions.tsv: query '1:0' needs prompts for '1, text, text'.* 1, text, im"
+    ):
+        data.instruction(query, "text")
+    with pytest.raises(ValueError, match="prompt number 2 for candidates of modality 'image', but there are 2"):
+        data.instruction(query, "image", 2)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        MBeir(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="no test queries"):
+        MBeir(tmp_path).tasks()
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        MBeir(tmp_path).union_pool()
+
+
+QUERIES = "query/test/mbeir_plain_task0_test.jsonl"
+POOL = "cand_pool/local/mbeir_plain_task0_cand_pool.jsonl"
+QRELS = "qrels/test/mbeir_plain_task0_test_qrels.txt"
+INSTRUCTIONS = "instructions/query_instructions.tsv"
+WHOLE = {"did": "1:9", "txt": "a", "img_path": None, "modality": "text"}
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "message"),
+    [
+        (POOL, '{"did": "1:9", "txt": "cut sh', r"cand_pool.jsonl:7: not JSON .*cut sh"),
+        (POOL, '["1:9"]', r"cand_pool.jsonl:7: the record is not an object"),
+        (POOL, '{"did": "1:9", "txt": "a"}', r"cand_pool.jsonl:7: the record lacks img_path, modality"),
+        (POOL, json.dumps(WHOLE | {"did": "1:0"}), r"cand_pool.jsonl:7: did '1:0' stands on an earlier line"),
+        (POOL, json.dumps(WHOLE | {"modality": "sound"}), r"cand_pool.jsonl:7: '1:9' has modality 'sound'"),
+        (POOL, json.dumps(WHOLE | {"txt": ' "" '}), r"cand_pool.jsonl:7: '1:9' has neither text nor image"),
+        (QUERIES, '{"qid": "1:9"}', r"test.jsonl:7: the record lacks query_txt"),
+        (QRELS, "1:0 0 1:1 1", r"test_qrels.txt:7: '1:0 0 1:1 1' is not of the form"),
+        (QRELS, "1:0 0 1:1 high 0", r"test_qrels.txt:7: .* is not of the form"),
+        (QRELS, "1:0 0 1:77 1 0", r"test_qrels.txt:7: answer '1:77' of query '1:0' is not among the 6 candidates"),
+        (QRELS, "1:77 0 1:0 1 0", r"test_qrels.txt:7: query '1:77' is not among the 6 of plain_task0"),
+        (INSTRUCTIONS, "text\timage\tplain\t8", r"instructions.tsv:5: 4 tab-separated columns"),
+        (INSTRUCTIONS, "text\timage\tplain\t8\t \t", r"instructions.tsv:5: 6 tab-separated columns"),
+        (INSTRUCTIONS, "text\timage\tplain\t1\tAgain.", r"instructions.tsv:5: a second line for '1, text, image'"),
+    ],
+)
+def test_a_bad_line_is_named(root, file, line, message):
+    path = root / file
+    path.write_text(path.read_text() + line + "\n")
+    data = MBeir(root)
+    read = {POOL: data.pool, QUERIES: data.queries, QRELS: data.qrels, INSTRUCTIONS: lambda _: data.instructions}
+    with pytest.raises(ValueError, match=message):
+        read[file](PLAIN)
+
+
+def test_a_line_cut_inside_a_letter_is_named(root):
+    with (root / POOL).open("ab") as file:
+        file.write('{"did": "1:9", "txt": "é'.encode()[:-1])
+    with pytest.raises(ValueError, match=r"cand_pool.jsonl:7: not UTF-8"):
+        MBeir(root).pool(PLAIN)
+
+
+def test_a_query_that_stands_twice_is_refused(root):
+    path = root / QUERIES
+    path.write_text(path.read_text() + path.read_text().splitlines()[0])
+    with pytest.raises(ValueError, match="qid '1:0' stands on two lines"):
+        MBeir(root).queries(PLAIN)
+
+
+def test_a_file_without_queries_is_refused(root):
+    (root / QUERIES).write_text("\n")
+    with pytest.raises(ValueError, match="is empty: plain_task0 has no test queries"):
+        MBeir(root).queries(PLAIN)
+
+
+def test_a_query_without_answer_is_named(root):
+    path = root / QRELS
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(ValueError, match="1 of 6 queries have no right answer, '1:0' the first"):
+        MBeir(root).qrels(PLAIN)
+
+
+def test_a_task_id_that_m_beir_does_not_have_is_refused(root):
+    path = root / QUERIES
+    path.rename(path.with_name("mbeir_plain_task9_test.jsonl"))
+    with pytest.raises(ValueError, match="plain_task9"):
+        MBeir(root).tasks()

@@ -1,0 +1,131 @@
+"""``umarvel_hf.encode``: the host's vectors, one for each item in order, and errors that count from the start."""
+
+import numpy as np
+import pytest
+
+from pictures import picture
+from umarvel_hf.encoding import encode, load
+from umarvel_hf.modeling.messages_umarvel import ItemError
+
+INSTRUCTION = "Find an image that matches the given text."
+
+
+def close(left, right, atol=1e-5):
+    np.testing.assert_allclose(np.asarray(left), np.asarray(right), rtol=0, atol=atol)
+
+
+@pytest.fixture(scope="module")
+def items(pictures):
+    """Of many lengths, so that the host's order of batches is not the caller's."""
+    chat = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image", "image": pictures[1]}]}]
+    words = [f"{'a dog ' * (at * 7 % 11)}{at}" for at in range(9)]
+    return [words[0], pictures[0], *words[1:4], {"image": pictures[:2], "text": "two"}, *words[4:], chat]
+
+
+def test_vectors_are_those_of_the_host_in_the_order_of_the_items(embedder, items):
+    vectors = encode(embedder, items, prompt=INSTRUCTION, batch_size=3)
+    assert vectors.shape == (len(items), 32) and vectors.dtype == np.float32
+    alone = np.concatenate([embedder.encode([item], prompt=INSTRUCTION) for item in items])
+    close(vectors, alone)
+    assert np.triu(alone @ alone.T, 1).max() < 0.99999
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
+def test_the_batch_size_never_changes_a_vector(embedder, items, batch_size):
+    close(encode(embedder, items, batch_size=batch_size), encode(embedder, items))
+
+
+def test_no_items_give_no_vectors(embedder):
+    vectors = encode(embedder, [])
+    assert vectors.shape == (0, 32) and vectors.dtype == np.float32
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_one_item_gives_one_row(embedder, kind):
+    assert encode(embedder, kind(["a dog"])).shape == (1, 32)
+
+
+def test_a_model_may_be_named_by_its_folder(checkpoint, embedder):
+    expected = encode(embedder, ["a dog"])
+    close(encode(str(checkpoint), ["a dog"]), expected)
+    close(encode(checkpoint, ["a dog"]), expected)
+    close(load(checkpoint).encode(["a dog"]), expected)
+
+
+def test_messages_in_a_list_are_items_of_their_own(embedder):
+    message = {"role": "user", "content": "a dog"}
+    both = encode(embedder, [message, {"role": "user", "content": "a bench"}])
+    close(both, encode(embedder, ["a dog", "a bench"]))
+    close(encode(embedder, ["a dog", message]), encode(embedder, ["a dog", "a dog"]))
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        "a dog",
+        {"text": "a dog"},
+        {"a dog"},
+        3,
+        iter(["a dog"]),
+        picture(8, 8, seed=0),
+        np.zeros((4, 8, 8, 3), np.uint8),
+    ],
+    ids=lambda items: type(items).__name__,
+)
+def test_what_is_no_list_is_refused(embedder, items):
+    with pytest.raises(TypeError, match="give a list of items, also for a single one"):
+        encode(embedder, items)
+
+
+def broken_picture(tmp_path):
+    path = tmp_path / "broken.png"
+    picture(60, 60, seed=0).save(path)
+    path.write_bytes(path.read_bytes()[:1500])
+    return path
+
+
+BAD = {
+    "whitespace": (lambda _: "  ", "it is empty"),
+    "an unknown key": (lambda _: {"txt": "a"}, "unknown key 'txt'"),
+    "a wrong type": (lambda _: 3.5, "a float is not an item"),
+    "a missing file": (lambda tmp: tmp / "gone.png", "does not exist"),
+    "a folder": (lambda tmp: {"image": tmp}, "is a folder"),
+    "a truncated picture": (broken_picture, "is damaged"),
+    "a URL": (lambda _: {"image": "https://example.org/a.png"}, "is a URL"),
+    "a picture of no size": (lambda _: np.zeros((0, 3, 3), np.uint8), "holds nothing"),
+    "a message": (lambda _: {"role": "user", "content": [{"type": "image", "image": 3}]}, "a picture cannot be a int"),
+    "a broken video": (lambda tmp: {"video": broken_picture(tmp)}, "is not a video that can be read"),
+}
+
+
+@pytest.mark.parametrize("at", [0, 7, 12])
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_item_is_named_by_its_place_in_the_callers_list(embedder, items, tmp_path, name, at):
+    make, message = BAD[name]
+    bad = make(tmp_path)
+    given = [*items[:at], bad, *items[at:]]
+    with pytest.raises(ItemError, match=rf"^Item {at} \(.*{message}") as caught:
+        encode(embedder, given, batch_size=2)
+    assert caught.value.index == at
+    assert caught.value.item is bad or caught.value.item == [bad]
+
+
+def test_other_errors_pass_as_they_are(embedder, monkeypatch):
+    def failing(*args, **kwargs):
+        raise ValueError("no such prompt")
+
+    monkeypatch.setattr(embedder, "encode", failing)
+    with pytest.raises(ValueError, match="^no such prompt$"):
+        encode(embedder, ["a dog"])
+
+
+def test_an_item_that_is_bad_twice_is_named_once_at_its_first_place(embedder):
+    with pytest.raises(ItemError, match="^Item 1 "):
+        encode(embedder, ["a dog", "", "a bench", ""])
+
+
+def test_the_callers_list_is_left_alone(embedder):
+    items = [{"role": "user", "content": "a dog"}, "a bench"]
+    before = [dict(items[0]), items[1]]
+    encode(embedder, items)
+    assert items == before

@@ -1,0 +1,311 @@
+"""A checkpoint as ``SentenceTransformer``: inputs, prompts, saving, and what the host offers on top."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import sentence_transformers
+import torch
+import transformers
+from sentence_transformers import SentenceTransformer
+from transformers import AutoProcessor
+
+from backbones import FAMILIES
+from pictures import picture
+from umarvel_hf.encoding import load
+from umarvel_hf.modeling.modeling_umarvel import PROMPTS, UMarvelModel
+
+INSTRUCTION = "Find an image that matches the given text."
+
+
+def close(left, right, atol=1e-5):
+    np.testing.assert_allclose(np.asarray(left), np.asarray(right), rtol=0, atol=atol)
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_encode_equals_processor_and_model(embedders, checkpoints, pictures, family):
+    chat = [
+        {"role": "system", "content": [{"type": "text", "text": INSTRUCTION}]},
+        {"role": "user", "content": [{"type": "image", "image": pictures[0]}, {"type": "text", "text": "a dog"}]},
+    ]
+    processor = AutoProcessor.from_pretrained(checkpoints(family), trust_remote_code=True)
+    model = UMarvelModel.from_pretrained(checkpoints(family))
+    inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).pooler_output
+    embedder = embedders(family)
+    close(embedder.encode([{"text": "a dog", "image": pictures[0]}], prompt=INSTRUCTION), expected)
+    close(embedder.encode([chat]), expected)
+
+
+def test_every_kind_of_item_mixed_in_one_call(embedder, pictures, frames, film, tmp_path):
+    file = tmp_path / "picture.png"
+    pictures[0].save(file)
+    array = np.asarray(pictures[0])
+    message = {"role": "user", "content": [{"type": "image", "image": pictures[0]}]}
+    items = [
+        "a dog",
+        {"text": "a dog"},
+        [{"role": "user", "content": "a dog"}],
+        pictures[0],
+        file,
+        array,
+        {"image": str(file)},
+        {"image": [array]},
+        [message],
+        {"image": file, "text": "a dog"},
+        {"text": "a dog", "image": array},
+        {"image": [pictures[0], file]},
+        [{"role": "user", "content": [*message["content"], *message["content"]]}],
+        {"video": frames},
+        {"video": np.stack([np.asarray(frame) for frame in frames])},
+        np.stack([np.asarray(frame) for frame in frames]),
+        {"video": film},
+        film,
+        [{"role": "user", "content": [{"type": "video", "video": str(film)}]}],
+    ]
+    alike = [(0, 3), (3, 9), (9, 11), (11, 13), (13, 16), (16, 19)]
+    vectors = embedder.encode(items, batch_size=8)
+    assert vectors.shape == (len(items), 32) and vectors.dtype == np.float32
+    close(np.linalg.norm(vectors, axis=1), np.ones(len(items)), atol=1e-6)
+    for start, end in alike:
+        close(vectors[start:end], vectors[[start] * (end - start)])
+    one_of_each = vectors[[start for start, _ in alike]]
+    assert np.triu(one_of_each @ one_of_each.T, 1).max() < 0.9999
+    close(np.concatenate([embedder.encode([item]) for item in items]), vectors)
+
+
+def test_a_single_item_gives_a_single_vector(embedder, pictures):
+    close(embedder.encode("a dog"), embedder.encode(["a dog"])[0])
+    close(embedder.encode(pictures[0]), embedder.encode([pictures[0]])[0])
+    close(embedder.encode({"image": pictures[0], "text": "a"}), embedder.encode([{"image": pictures[0], "text": "a"}])[0])
+
+
+def test_a_prompt_is_the_instruction_and_named_ones_are_stored(embedder):
+    assert embedder.prompts == PROMPTS and embedder.default_prompt_name is None
+    spelled = embedder.encode(["a dog"], prompt=PROMPTS["text-to-image"])
+    close(embedder.encode(["a dog"], prompt_name="text-to-image"), spelled)
+    plain = embedder.encode(["a dog"])
+    close(embedder.encode_query(["a dog"]), plain)
+    close(embedder.encode_document(["a dog"]), plain)
+    assert plain[0] @ spelled[0] < 0.999
+
+
+def test_an_instruction_of_a_chat_and_a_prompt_are_joined(embedder):
+    chat = [{"role": "system", "content": "Be quick."}, {"role": "user", "content": "a dog"}]
+    text = embedder.processor.apply_chat_template(
+        [{"role": "system", "content": "Find it. Be quick."}, chat[1]], tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    joined = embedder.preprocess([chat], prompt="Find it.")["input_ids"]
+    assert joined.tolist() == text["input_ids"].tolist()
+
+
+def test_left_out_of_the_mean_are_the_instruction_and_its_markers(embedder):
+    config = embedder[0].model.config
+    features = embedder.preprocess(["a dog"], prompt=INSTRUCTION)
+    with torch.no_grad():
+        states = embedder[0].model(features["input_ids"], features["attention_mask"]).last_hidden_state[0]
+    ids = features["input_ids"][0].tolist()
+    start, end = ids.index(config.instruction_start_token_id), ids.index(config.instruction_end_token_id)
+    assert embedder.tokenizer.decode(ids[start + 1 : end]) == INSTRUCTION
+    mean = torch.cat([states[:start], states[end + 1 :]]).mean(dim=0)
+    close(embedder.encode(["a dog"], prompt=INSTRUCTION)[0], mean / mean.norm())
+
+
+def test_every_film_keeps_its_own_clock(embedders, frames):
+    embedder = embedders("qwen3_vl")  # writes the seconds between the frames
+    array = np.stack([np.asarray(frame) for frame in frames])
+    clock = {"total_num_frames": 4, "frames_indices": [0, 1, 2, 3]}
+    slow, fast = ({"video": {"array": array, "video_metadata": {"fps": fps, **clock}}} for fps in (0.5, 8.0))
+    alone = np.concatenate([embedder.encode([slow]), embedder.encode([fast]), embedder.encode([array])])
+    assert np.triu(alone @ alone.T, 1).max() < 1 - 1e-6
+    close(embedder.encode([slow, fast, array]), alone)
+    close(embedder.encode([fast, array, slow]), alone[[1, 2, 0]])
+
+
+def test_a_film_is_sampled_as_its_processor_asks(embedders, film):
+    grids = {}
+    for family in ("qwen2_vl", "qwen3_vl"):
+        embedder = embedders(family)
+        features = embedder.preprocess([film])
+        grids[family] = features["video_grid_thw"][0].tolist()
+        # 16 frames in 4 seconds, 2 wanted a second, two to a patch.
+        assert grids[family][0] == 4
+    close(embedder.encode([film]), embedder.encode([{"video": film}]))
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "llava_onevision"])
+def test_videos_that_would_be_padded_are_refused_in_one_batch_and_taken_apart(embedders, pictures, frames, family):
+    embedder = embedders(family)
+    short, long = {"video": frames[:2], "text": "a"}, {"video": frames}
+    with pytest.raises(ValueError, match=r"one number of frames \(found \[2, 4\]\).* batch_size=1"):
+        embedder.encode([pictures[0], long, short])
+    vectors = embedder.encode([pictures[0], long, short], batch_size=1)
+    close(vectors[1:2], embedder.encode([long]))
+    close(vectors[2:], embedder.encode([short]))
+
+
+def test_pictures_beside_videos_are_refused_where_both_share_a_tensor(embedders, pictures, frames):
+    with pytest.raises(ValueError, match="no picture beside them"):
+        embedders("smolvlm").encode([pictures[0], {"video": frames}])
+    with pytest.raises(ValueError, match="no picture beside them"):
+        embedders("smolvlm").encode([{"image": pictures[0], "video": frames}])
+
+
+BROKEN_VIDEOS = {
+    "a broken file": (lambda tmp: broken(tmp / "a.mp4"), "is not a video that can be read"),
+    "an empty file": (lambda tmp: empty(tmp / "a.mp4"), "is not a video that can be read"),
+    "no frames": (lambda _: np.zeros((0, 8, 8, 3), np.uint8), r"a video of shape \(0, 8, 8, 3\)"),
+    "floats": (lambda _: np.zeros((2, 8, 8, 3)), "dtype float64; give uint8 frames"),
+    "channels first": (lambda _: np.zeros((2, 3, 8, 8), np.uint8), r"give uint8 frames of shape \(F, H, W, 3\)"),
+    "three dimensions": (lambda _: {"video": np.zeros((8, 8, 3), np.uint8)}, r"a video of shape \(8, 8, 3\)"),
+    "frames of two sizes": (lambda _: {"video": [picture(8, 8, 0), picture(9, 8, 0)]}, "must have one size"),
+    "a frame that is none": (lambda _: {"video": [picture(8, 8, 0), 3]}, "a picture cannot be a int"),
+    "a dict of something else": (lambda _: {"video": {"frames": 3}}, r"a video with the keys \['frames'\]"),
+    "a number": (lambda _: {"video": 3}, r"a video of shape \(\)"),
+}
+
+
+def broken(path):
+    path.write_bytes(b"no film at all" * 100)
+    return path
+
+
+def empty(path):
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize("name", BROKEN_VIDEOS)
+def test_a_video_that_cannot_be_read_is_refused_by_index(embedder, tmp_path, name):
+    make, message = BROKEN_VIDEOS[name]
+    with pytest.raises(ValueError, match=message) as caught:
+        embedder.encode(["a dog", make(tmp_path)])
+    assert caught.value.index in (0, 1)  # within the batch, which the host sorts
+
+
+def test_a_truncated_film_is_never_silently_shorter(embedder, film, tmp_path):
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(film.read_bytes()[: film.stat().st_size // 2])
+    with pytest.raises(ValueError, match="is not a video that can be read"):
+        embedder.encode([cut])
+
+
+def test_a_backbone_without_videos_says_so(embedder, frames, monkeypatch):
+    monkeypatch.setattr(embedder.processor, "video_processor", None)
+    with pytest.raises(ValueError, match=r"the processor of this checkpoint \(Qwen2VLProcessor\) takes no video"):
+        embedder.encode([{"video": frames}])
+
+
+def test_a_picture_that_cannot_be_read_is_refused_by_index(embedder, tmp_path):
+    bad = tmp_path / "bad.png"
+    picture(60, 60, seed=0).save(bad)
+    bad.write_bytes(bad.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"Item 0 .*bad\.png.* is damaged"):
+        embedder.encode([bad])
+
+
+def test_an_empty_list_gives_no_vectors(embedder):
+    assert len(embedder.encode([])) == 0
+
+
+def test_precision_and_truncation_are_the_hosts(embedder, pictures):
+    items = ["a dog", pictures[0], "a bench"]
+    full = embedder.encode(items)
+    quantised = embedder.encode(items, precision="int8")
+    assert quantised.dtype == np.int8 and quantised.shape == full.shape
+    short = embedder.encode(items, truncate_dim=8, normalize_embeddings=True)
+    close(short, full[:, :8] / np.linalg.norm(full[:, :8], axis=1, keepdims=True))
+    tensors = embedder.encode(items, convert_to_tensor=True)
+    close(embedder.similarity(tensors, tensors), full @ full.T)
+
+
+IN_TWO_PROCESSES = """
+import sys
+import numpy as np
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+
+if __name__ == "__main__":
+    embedder = SentenceTransformer(sys.argv[1], trust_remote_code=True)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8))
+    items = ["a dog", image, {"image": image, "text": "a"}, "a bench"] * 3
+    vectors = embedder.encode(items, prompt="Find it.", device=["cpu", "cpu"], chunk_size=3)
+    assert np.abs(vectors - embedder.encode(items, prompt="Find it.")).max() < 1e-5
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_vectors_of_one(checkpoint, run_foreign):
+    # Workers start afresh and need a torchvision that imports, which the second environment sees to.
+    run_foreign(IN_TWO_PROCESSES, checkpoint)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_save_load_save_writes_the_same_bytes_twice_over(checkpoints, tmp_path, family):
+    source, saved = checkpoints(family), []
+    for at in range(3):
+        load(str(source)).save_pretrained(tmp_path / str(at))
+        source = tmp_path / str(at)
+        saved.append(files_of(source))
+    assert saved[0] == saved[1] == saved[2]
+    fresh = files_of(checkpoints(family))
+    written_by_the_host = {"config_sentence_transformers.json", "modules.json", "sentence_bert_config.json"}
+    for name in set(fresh) - written_by_the_host - {"1_Normalize/config.json"}:
+        assert saved[0][name] == fresh[name], name
+    for name in written_by_the_host:
+        before, after = json.loads(fresh[name]), json.loads(saved[0][name])
+        if name == "config_sentence_transformers.json":
+            assert after.pop("__version__")["sentence_transformers"] == sentence_transformers.__version__
+            before.pop("__version__", None)
+        assert after == before, name
+
+
+def test_what_is_saved_by_either_library_is_the_same_model(checkpoint, tmp_path, pictures):
+    items = ["a dog", {"image": pictures[0], "text": "a"}]
+    embedder = load(str(checkpoint))
+    expected = embedder.encode(items, prompt=INSTRUCTION)
+    embedder.prompts["mine"] = "Find mine."
+    embedder.save_pretrained(tmp_path / "host")
+    again = load(str(tmp_path / "host"))
+    assert again.prompts["mine"] == "Find mine." and again.prompts["text-to-image"] == PROMPTS["text-to-image"]
+    close(again.encode(items, prompt=INSTRUCTION), expected, atol=1e-6)
+    model = UMarvelModel.from_pretrained(tmp_path / "host")
+    features = embedder.preprocess(items, prompt=INSTRUCTION)
+    inputs = {name: features[name] for name in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")}
+    with torch.no_grad():
+        vectors = model(**inputs, mm_token_type_ids=features["mm_token_type_ids"]).pooler_output
+    close(vectors, expected)
+
+
+def test_saving_a_model_over_a_sentence_transformer_keeps_its_prompts(checkpoint, tmp_path):
+    embedder = load(str(checkpoint))
+    embedder.prompts["mine"] = "Find mine."
+    embedder.save_pretrained(tmp_path)
+    UMarvelModel.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    assert load(str(tmp_path)).prompts["mine"] == "Find mine."
+
+
+def test_code_that_is_not_trusted_is_not_run(checkpoint):
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        SentenceTransformer(str(checkpoint))
+
+
+def test_the_dtype_is_the_models_and_vectors_stay_float32(checkpoint, pictures):
+    half = load(str(checkpoint), model_kwargs={"dtype": torch.bfloat16})
+    assert half[0].model.vlm.dtype == torch.bfloat16
+    vectors = half.encode(["a dog", pictures[0]])
+    assert vectors.dtype == np.float32
+    close(np.linalg.norm(vectors, axis=1), [1, 1], atol=1e-6)
+
+
+def test_old_transformers_is_refused_here_too(checkpoint, tmp_path, monkeypatch):
+    folder = shutil.copytree(checkpoint, tmp_path / "loaded_by_the_host")
+    monkeypatch.setattr(transformers, "__version__", "5.17.9")
+    with pytest.raises(ImportError, match=r"needs transformers >= 5\.18\.0, found 5\.17\.9"):
+        load(folder)

@@ -1,0 +1,30 @@
+"""Training arguments: the host's, and the few that are ours."""
+
+from dataclasses import dataclass, field
+
+from sentence_transformers import SentenceTransformerTrainingArguments
+
+TEMPERATURE_PATTERN = r"similarity\..*log_temperature$"
+
+
+@dataclass
+class UMarvelTrainingArguments(SentenceTransformerTrainingArguments):
+    """``SentenceTransformerTrainingArguments`` with the temperature's own learning rate and gradient caching.
+
+    Args:
+        mini_batch_size: Rows embedded at a time under gradient caching; None: the whole batch at once.
+        temperature_learning_rate: Learning rate of the logarithm of the temperature; None: that of the model.
+    """
+
+    mini_batch_size: int | None = field(default=None, metadata={"help": "Rows embedded at a time; None: the whole batch."})
+    temperature_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the log-temperature; None: that of the model."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature_learning_rate is not None:
+            self.learning_rate_mapping = {
+                **(self.learning_rate_mapping or {}),
+                TEMPERATURE_PATTERN: self.temperature_learning_rate,
+            }

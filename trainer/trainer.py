@@ -1,0 +1,65 @@
+"""The trainer: Sentence Transformers' own, with a temperature that the model holds and all ranks agree on."""
+
+from typing import Any
+
+import torch.distributed as dist
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
+from umarvel_hf.trainer.losses import InfoNCE, similarity_of
+
+
+class UMarvelTrainer(SentenceTransformerTrainer):
+    """``SentenceTransformerTrainer`` whose default loss is :class:`InfoNCE` with the model's learned temperature.
+
+    Everything else (several data sets, gradient accumulation, adapters, evaluators, checkpoints, the Hub) is the host's.
+    The temperature is logged beside the loss.
+
+    Args:
+        model: A U-MARVEL checkpoint as ``SentenceTransformer``.
+        args: :class:`UMarvelTrainingArguments`.
+        kwargs: As in the host. Columns of a data set are queries, positives and hard negatives, in this order.
+
+    Raises:
+        ValueError: The model holds no temperature, or it is not trained although it has a learning rate of its own.
+    """
+
+    training_args_class = UMarvelTrainingArguments
+
+    def __init__(
+        self, model: SentenceTransformer | None = None, args: UMarvelTrainingArguments | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(model=model, args=args, **kwargs)
+        temperatures = [parameter for parameter in similarity_of(self.model).parameters() if parameter.requires_grad]
+        if self.args.temperature_learning_rate is not None and not temperatures:
+            raise ValueError(
+                f"temperature_learning_rate is {self.args.temperature_learning_rate}, but the temperature is frozen. With an "
+                "adapter, pass modules_to_save=['similarity'] to LoraConfig."
+            )
+        # The loss reads the temperature outside the wrapped forward, where DDP would wait for it in vain and, told not to,
+        # would let it drift between ranks. So DDP leaves it out and its gradient is averaged by hand.
+        names = [name for name, parameter in self.model.named_parameters() if any(parameter is t for t in temperatures)]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, names)
+        for temperature in temperatures:
+            temperature.register_hook(average_over_ranks)
+
+    def get_default_loss(self, model: SentenceTransformer) -> nn.Module:
+        """:class:`InfoNCE`, cached if ``args.mini_batch_size`` says so."""
+        return InfoNCE(model, mini_batch_size=self.args.mini_batch_size)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the temperature wherever there is a loss."""
+        if "loss" in logs:
+            logs["temperature"] = round(similarity_of(self.model).temperature.item(), 6)
+        super().log(logs, start_time)
+
+
+def average_over_ranks(gradient: Tensor) -> Tensor:
+    """The mean of a gradient over all ranks; itself where there is one."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        gradient /= dist.get_world_size()
+    return gradient

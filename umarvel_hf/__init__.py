@@ -1,0 +1,73 @@
+"""umarvel_hf: universal multimodal retrieval with Hugging Face models.
+
+The public names below load on first use, so that importing the package takes milliseconds.
+"""
+
+from importlib import import_module as _import_module
+from pathlib import Path as _Path
+from typing import TYPE_CHECKING
+from typing import Any as _Any
+
+if TYPE_CHECKING:
+    from umarvel_hf.checkpoint import ConversionReport, convert, new_model
+    from umarvel_hf.data import Candidate, MBeir, Query, Task
+    from umarvel_hf.encoding import encode, load
+    from umarvel_hf.evaluation.benchmark import evaluate_benchmark
+    from umarvel_hf.messages import ItemError
+    from umarvel_hf.report import write_report
+    from umarvel_hf.search import Encoder, FlatIndex, Hit, build_index, retrieve
+    from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
+    from umarvel_hf.trainer.losses import InfoNCE
+    from umarvel_hf.trainer.trainer import UMarvelTrainer
+
+__all__ = [
+    "Candidate",
+    "ConversionReport",
+    "Encoder",
+    "FlatIndex",
+    "Hit",
+    "InfoNCE",
+    "ItemError",
+    "MBeir",
+    "Query",
+    "Task",
+    "UMarvelTrainer",
+    "UMarvelTrainingArguments",
+    "build_index",
+    "convert",
+    "encode",
+    "evaluate_benchmark",
+    "load",
+    "new_model",
+    "retrieve",
+    "write_report",
+]
+
+_MODULES = {
+    "checkpoint": ("ConversionReport", "convert", "new_model"),
+    "data": ("Candidate", "MBeir", "Query", "Task"),
+    "encoding": ("encode", "load"),
+    "evaluation.benchmark": ("evaluate_benchmark",),
+    "messages": ("ItemError",),
+    "report": ("write_report",),
+    "search": ("Encoder", "FlatIndex", "Hit", "build_index", "retrieve"),
+    "trainer.arguments": ("UMarvelTrainingArguments",),
+    "trainer.losses": ("InfoNCE",),
+    "trainer.trainer": ("UMarvelTrainer",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+# An uninstalled checkout keeps modeling/ and trainer/ beside this folder; setup.cfg maps them when installed.
+_root = _Path(__file__).resolve().parent.parent
+if (_root / "setup.cfg").is_file() and (_root / "modeling").is_dir():
+    __path__.append(str(_root))
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"umarvel_hf has no {name!r}; it has {', '.join(__all__)}.")
+    return getattr(_import_module(f"umarvel_hf.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,68 @@
+"""From items to vectors."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+
+def encode(
+    model: "SentenceTransformer | str | Path",
+    items: Sequence[Any],
+    *,
+    prompt: str | None = None,
+    batch_size: int = 32,
+    show_progress_bar: bool | None = None,
+) -> np.ndarray:
+    """Embed items: the vectors of ``SentenceTransformer.encode``, with errors that count from the start of ``items``.
+
+    Args:
+        model: A loaded U-MARVEL checkpoint, or its folder or Hub id.
+        items: Each a str (text), a ``pathlib.Path``, a PIL image, a uint8 array, a dict with ``text``, ``image`` or
+            ``video``, or a chat; mixed as one likes.
+        prompt: The instruction of all items.
+        batch_size: Items a batch; it changes memory and speed, never a vector.
+        show_progress_bar: None: as the host's log level says.
+
+    Returns:
+        (N, D) float32, one vector of length 1 an item, in order; (0, D) for no items.
+
+    Raises:
+        ItemError (a ValueError): Names the index in ``items`` of the item that cannot be read, and what to do.
+    """
+    if isinstance(model, str | Path):
+        model = load(model)
+    # An array would fall into its rows, a set has no order.
+    single = isinstance(items, str | dict) or hasattr(items, "__array__")
+    if single or not hasattr(items, "__len__") or not hasattr(items, "__getitem__"):
+        raise TypeError(f"items is a {type(items).__name__}; give a list of items, also for a single one.")
+    items = list(items)
+    if not items:
+        return np.zeros((0, model.get_embedding_dimension()), dtype=np.float32)
+    # A list of chats is not one chat: the host reads a list of messages as a single item.
+    if isinstance(items[0], dict) and "role" in items[0]:
+        items = [[item] if isinstance(item, dict) and "role" in item else item for item in items]
+    from umarvel_hf.modeling.messages_umarvel import ItemError
+
+    try:
+        return model.encode(items, prompt=prompt, batch_size=batch_size, show_progress_bar=show_progress_bar)
+    except ValueError as error:
+        # The host sorts items into batches, so the error counts within its batch; and its class is the checkpoint's copy.
+        index = next((i for i, item in enumerate(items) if item is getattr(error, "item", error)), None)
+        if index is None:
+            raise
+        raise ItemError(index, items[index], error.reason) from error  # type: ignore[attr-defined]
+
+
+def load(model: str | Path, **kwargs: Any) -> "SentenceTransformer":
+    """Load a U-MARVEL checkpoint (folder or Hub id) as ``SentenceTransformer``; ``kwargs`` as there."""
+    from umarvel_hf._torchvision import ensure_torchvision
+
+    ensure_torchvision()
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(model), trust_remote_code=True, **kwargs)

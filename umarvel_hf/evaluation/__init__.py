@@ -1,0 +1,1 @@
+"""How well an encoder retrieves: hit rates beside baselines, with paired tests over queries."""
