@@ -28,7 +28,7 @@ parser.add_argument("--batch-size", type=int, default=64, help="the other pairs 
 parser.add_argument("--mini-batch-size", type=int, default=8, help="pairs in memory at a time; changes no gradient")
 parser.add_argument("--learning-rate", type=float, default=2e-5)
 parser.add_argument("--temperature-learning-rate", type=float, default=1e-3)
-parser.add_argument("--lora", action="store_true", help="train a small adapter instead of all weights")
+parser.add_argument("--lora", action="store_true", help="train a small adapter, which is loaded on top of MODEL")
 arguments = parser.parse_args()
 
 
@@ -84,4 +84,5 @@ trainer.train()
 # 4. Save and load
 model.save_pretrained(str(arguments.out / "model"))
 trained = load(str(arguments.out / "model"))
-print(f"R@1 on {len(pairs['test']):,} held-out pairs: {before:.1%} before, {recall_at_1(trained, pairs['test']):.1%} after")
+after = recall_at_1(trained, pairs["test"])
+print(f"R@1 on {len(pairs['test']):,} held-out pairs: {before:.1%} before, {after:.1%} after")

@@ -9,8 +9,8 @@ from transformers import AutoConfig, PretrainedConfig
 MINIMUM_TRANSFORMERS = "5.18.0"
 if Version(transformers.__version__) < Version(MINIMUM_TRANSFORMERS):
     raise ImportError(
-        f"This checkpoint needs transformers >= {MINIMUM_TRANSFORMERS}, found {transformers.__version__}, under which its "
-        "vectors would differ silently. Upgrade it: pip install -U 'transformers>=5.18'."
+        f"This checkpoint needs transformers >= {MINIMUM_TRANSFORMERS}, found {transformers.__version__}, under which "
+        "its vectors would differ silently. Upgrade it: pip install -U 'transformers>=5.18'."
     )
 
 POOLINGS = ("mean", "last")

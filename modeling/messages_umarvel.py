@@ -17,8 +17,8 @@ KINDS = ("text", "image", "video")
 MEDIA = ("image", "video")
 URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*://|^data:")
 ACCEPTED = (
-    "a str (text), a pathlib.Path, a PIL image, a uint8 array, a dict with 'text', 'image' or 'video', or a list of chat "
-    "messages"
+    "a str (text), a pathlib.Path, a PIL image, a uint8 array, a dict with 'text', 'image' or 'video', or a list of "
+    "chat messages"
 )
 
 
@@ -43,8 +43,8 @@ def to_conversations(items: Sequence[Any], read_video: VideoReader) -> list[list
     """Bring every item to one chat: media decoded, in the order media then text; a chat keeps its own order.
 
     Args:
-        items: See :data:`ACCEPTED`. Under ``image`` and ``video`` stand a path (str or Path), decoded pictures, or a list
-            of them. None under a key is the same as no key.
+        items: See :data:`ACCEPTED`. Under ``image`` and ``video`` stand a path (str or Path), decoded pictures, or a
+            list of them. None under a key is the same as no key.
         read_video: Brings the value of a video (path, frames, array) to (F, H, W, 3) uint8.
 
     Raises:
@@ -156,7 +156,8 @@ def _message(message: Message, read_video: VideoReader) -> Message:
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
     if not isinstance(content, list):
-        raise TypeError(f"the content of a {role} message is a {type(content).__name__}; give a str or a list of parts.")
+        kind = type(content).__name__
+        raise TypeError(f"the content of a {role} message is a {kind}; give a str or a list of parts.")
     parts = [_chat_part(part, read_video) for part in content]
     if role == "system" and any(part["type"] in MEDIA for part in parts):
         raise ValueError("a system message is the instruction and holds text only; move the media to a user message.")
@@ -165,13 +166,15 @@ def _message(message: Message, read_video: VideoReader) -> Message:
 
 def _chat_part(part: Any, read_video: VideoReader) -> Message:
     if not isinstance(part, dict):
-        raise TypeError(f"a part of a message is a {type(part).__name__}; give dicts such as {{'type': 'text', 'text': …}}.")
+        raise TypeError(
+            f"a part of a message is a {type(part).__name__}; give dicts such as {{'type': 'text', 'text': …}}."
+        )
     given = {key: value for key, value in part.items() if key != "type" and value is not None}
     kind = part.get("type") or next(iter(given), None)
     if kind not in KINDS or list(given) not in ([kind], ["path"]):
         raise ValueError(
-            f"a part of type {kind!r} with the keys {sorted(given)} is not understood; give {{'type': KIND, KIND: value}} with "
-            f"KIND one of {', '.join(map(repr, KINDS))}."
+            f"a part of type {kind!r} with the keys {sorted(given)} is not understood; give "
+            f"{{'type': KIND, KIND: value}} with KIND one of {', '.join(map(repr, KINDS))}."
         )
     return _part(kind, next(iter(given.values())), read_video)
 
@@ -211,7 +214,8 @@ def _image_from_array(array: np.ndarray) -> Image.Image:
     shape = array.shape[:2] + tuple(channels for channels in array.shape[2:] if channels != 1)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (len(shape) == 3 and shape[2] not in (3, 4)):
         raise ValueError(
-            f"an array of shape {array.shape} and dtype {array.dtype} is not a picture; give uint8 (H, W), (H, W, 3) or (H, W, 4)."
+            f"an array of shape {array.shape} and dtype {array.dtype} is not a picture; give uint8 (H, W), (H, W, 3) "
+            "or (H, W, 4)."
         )
     if 0 in shape:
         raise ValueError(f"a picture of shape {array.shape} holds nothing; leave it out.")

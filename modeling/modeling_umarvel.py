@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput, can_return_tuple, cached_file
+from transformers.utils import ModelOutput, cached_file, can_return_tuple
 
 from .configuration_umarvel import UMarvelConfig
 
@@ -166,14 +166,16 @@ class UMarvelModel(PreTrainedModel):
             )
         if not kept.any(dim=1).all():
             row = int((~kept.any(dim=1)).nonzero()[0])
-            raise ValueError(f"Row {row} of {len(kept)} has no token outside padding and instruction; pass some content.")
+            raise ValueError(
+                f"Row {row} of {len(kept)} has no token outside padding and instruction; pass some content."
+            )
         hidden = hidden.float()
         if self.config.pooling == "mean":
-            weights = kept.unsqueeze(-1).float()                                                         # (B, T, 1)
-            embedding = (hidden * weights).sum(dim=1) / weights.sum(dim=1)                               # (B, D)
+            weights = kept.unsqueeze(-1).float()  # (B, T, 1)
+            embedding = (hidden * weights).sum(dim=1) / weights.sum(dim=1)  # (B, D)
         else:
             positions = torch.arange(kept.shape[1], device=kept.device)
-            last = positions.masked_fill(~kept, -1).max(dim=1).values                                    # (B,)
+            last = positions.masked_fill(~kept, -1).max(dim=1).values  # (B,)
             embedding = hidden[torch.arange(len(hidden), device=hidden.device), last]
         return nn.functional.normalize(embedding, dim=-1) if self.config.normalize else embedding
 
@@ -182,7 +184,7 @@ class UMarvelModel(PreTrainedModel):
         rotary = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
         return len(rotary["mrope_section"]) if "mrope_section" in rotary else None
 
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Save weights, configuration, this code, and what Sentence Transformers reads beside them.
 
         Files of Sentence Transformers that are already in the folder (its own prompts, say) are kept.
@@ -192,8 +194,9 @@ class UMarvelModel(PreTrainedModel):
             return
         folder = Path(save_directory)
         for name in SENTENCE_TRANSFORMERS_CODE:
-            if not (folder / name).is_file():
-                shutil.copyfile(self._code_file(name), folder / name)
+            source = self._code_file(name)
+            if source.resolve() != (folder / name).resolve():
+                shutil.copyfile(source, folder / name)
         for name, content in sentence_transformers_files(self.config.normalize).items():
             path = folder / name
             if not path.is_file():
@@ -203,11 +206,11 @@ class UMarvelModel(PreTrainedModel):
     def _code_file(self, name: str) -> Path:
         """Our own file ``name``: beside this one when installed, else in the checkpoint that this model came from."""
         beside = Path(__file__).with_name(name)
-        return beside if beside.is_file() else Path(cached_file(self.config._name_or_path, name))
+        return beside if beside.is_file() else Path(str(cached_file(self.config._name_or_path, name)))
 
 
 def _never_cache(config: PreTrainedConfig) -> None:
-    """Turn caches off in all parts, as Sentence Transformers does when it loads: either library writes the same file."""
+    """Turn caches off in all parts, as Sentence Transformers does too: so either library writes the same file."""
     if hasattr(config, "use_cache"):
         config.use_cache = False
     for name in config.sub_configs:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from sentence_transformers.base.modules.transformer import ProcessingKwargs, Transformer
 from transformers.video_utils import VideoMetadata
 
@@ -14,7 +15,7 @@ from .messages_umarvel import ItemError, stack_frames, to_conversations
 try:
     import av  # for video files only, so a checkpoint loads without it
 except ImportError:
-    av = None
+    av = None  # type: ignore[assignment]
 
 # Frames given without a clock count as sampled at the reference's rate (recipe.md §1.6).
 FRAMES_PER_SECOND = 2.0
@@ -23,7 +24,7 @@ FRAMES_PER_SECOND = 2.0
 class UMarvelTransformer(Transformer):
     """``Transformer`` that takes text, pictures, videos and chats in one call, and refuses what it cannot read.
 
-    Only :meth:`preprocess` is ours; pooling and normalisation are the model's.
+    It prepares inputs; pooling and normalisation are the model's.
     """
 
     def preprocess(
@@ -49,10 +50,24 @@ class UMarvelTransformer(Transformer):
         if metadata:
             self._check_videos_fit_together(inputs, conversations)
             # Frames are sampled by now; a second sampling would drop some of them.
-            given = dict(processing_kwargs or {})
+            given: dict[str, Any] = dict(processing_kwargs or {})
             given["video"] = {**given.get("video", {}), "do_sample_frames": False, "video_metadata": metadata}
-            processing_kwargs = given
-        return super().preprocess(conversations, prompt=prompt, processing_kwargs=processing_kwargs, **kwargs)
+            processing_kwargs = given  # type: ignore[assignment]  # what the host types as a TypedDict
+        features = super().preprocess(conversations, prompt=prompt, processing_kwargs=processing_kwargs, **kwargs)
+        # One count for every row, also where a processor counts rows with media only: mini-batches are cut by them.
+        if metadata:
+            features["num_videos_per_sample"] = torch.tensor([len(chat) for chat in _media(conversations, "video")])
+        if "batch_num_images" in features:
+            features["batch_num_images"] = torch.tensor([len(chat) for chat in _media(conversations, "image")])
+        return features
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Embed a batch, or a mini-batch that was cut from one."""
+        counts = [features[name] for name in ("num_images_per_sample", "num_videos_per_sample") if name in features]
+        if counts and not any(count.any() for count in counts):
+            # Only texts were cut out; what stands for their pictures are blanks to fill the row.
+            features = {name: value for name, value in features.items() if not name.startswith("pixel_")}
+        return super().forward(features, **kwargs)
 
     def _check_videos_fit_together(self, inputs: Sequence[Any], conversations: list[list[dict[str, Any]]]) -> None:
         """Refuse a batch whose videos the processor would pad, as the padding would change their vectors."""
@@ -67,11 +82,12 @@ class UMarvelTransformer(Transformer):
             raise ItemError(
                 index,
                 inputs[index],
-                f"{type(self.processor).__name__} stacks the videos of a batch, so they need one number of frames (found "
-                f"{sorted(lengths)}){' and no picture beside them' if clash else ''}. Encode videos apart, with batch_size=1.",
+                f"{type(self.processor).__name__} stacks the videos of a batch, so they need one number of frames "
+                f"(found {sorted(lengths)}){' and no picture beside them' if clash else ''}. Encode videos apart, with "
+                "batch_size=1.",
             )
 
-    def _apply_chat_template(
+    def _apply_chat_template(  # type: ignore[override]  # every item is a chat of plain messages by now
         self,
         messages: list[list[dict[str, Any]]],
         modality_kwargs: dict[str, dict[str, Any]],
@@ -84,7 +100,7 @@ class UMarvelTransformer(Transformer):
         """
         template = {"chat_template": self.processor.chat_template, **chat_template_kwargs}
         texts = self.processor.apply_chat_template(messages, tokenize=False, **template)
-        bos = self.tokenizer.bos_token
+        bos = self.processor.tokenizer.bos_token
         special = {"add_special_tokens": False} if bos and texts[0].startswith(bos) else {}
         return self.processor(
             text=texts,
@@ -105,7 +121,9 @@ class UMarvelTransformer(Transformer):
             frames, clock = _decode_video(source, sampler)
         elif isinstance(source, dict):
             if not {"array"} <= set(source) <= {"array", "video_metadata"}:
-                raise ValueError(f"a video with the keys {sorted(source)}; give {{'array': frames, 'video_metadata': …}}.")
+                raise ValueError(
+                    f"a video with the keys {sorted(source)}; give {{'array': frames, 'video_metadata': …}}."
+                )
             frames, clock = np.asarray(source["array"]), source.get("video_metadata")
         else:
             frames = stack_frames(source) if isinstance(source, list | tuple) else np.asarray(source)
@@ -145,9 +163,11 @@ def _decode_video(path: Path, sampler: Any) -> tuple[np.ndarray, dict[str, Any]]
                 if index in wanted
             }
     except Exception as error:  # PyAV's errors share no base class with those of the sampler
-        raise ValueError(f"{str(path)!r} is not a video that can be read ({error}); convert or leave it out.") from error
+        raise ValueError(f"{str(path)!r} is no video that can be read ({error}); convert or leave it out.") from error
     if missing := set(wanted) - set(frames):
-        raise ValueError(f"{str(path)!r} is damaged: frame {min(missing)} of {total} is missing; replace or leave it out.")
+        raise ValueError(
+            f"{str(path)!r} is damaged: it lacks frame {min(missing)} of {total}; replace or leave it out."
+        )
     return np.stack([frames[index] for index in wanted]), {**clock, "frames_indices": wanted}
 
 

@@ -136,8 +136,8 @@ LLAVA_TEMPLATE = """\
 {# Render all video then #}\
 {% for content in message['content'] | selectattr('type', 'equalto', 'video') %}{{ '<video>' }}{% endfor %}\
 {# Render all text next #}{% if message['role'] != 'assistant' %}\
-{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\\n' + content['text'] }}{% endfor %}\
-{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}\
+{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\\n' + content['text'] }}\
+{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}\
 {% generation %}{{ '\\n' + content['text'] }}{% endgeneration %}{% endfor %}{% endif %}\
 {{'<|im_end|>'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
@@ -194,7 +194,9 @@ def qwen3_vl(folder: Path) -> Path:
 def smolvlm(folder: Path) -> Path:
     tokenizer = byte_tokenizer(SMOLVLM_TOKENS, bos_token="<|im_start|>", eos_token="<end_of_utterance>")
     size = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
-    video = SmolVLMVideoProcessor(video_sampling={"max_frames": 8, "fps": 1, "video_size": {"longest_edge": 32}}, **size)
+    video = SmolVLMVideoProcessor(
+        video_sampling={"max_frames": 8, "fps": 1, "video_size": {"longest_edge": 32}}, **size
+    )
     processor = SmolVLMProcessor(
         SmolVLMImageProcessor(**size), tokenizer, video, image_seq_len=4, chat_template=SMOLVLM_TEMPLATE
     )

@@ -1,4 +1,4 @@
-"""A tiny benchmark in M-BEIR's layout, whose right answers follow from colours, and an encoder that sees colours."""
+"""A tiny benchmark in M-BEIR's layout whose right answers follow from colours, an encoder that sees them, a recipe."""
 
 import json
 from collections.abc import Sequence
@@ -15,6 +15,41 @@ COLOURS = {
     "yellow": (230, 220, 20),
     "purple": (140, 30, 160),
     "cyan": (20, 210, 220),
+}
+
+# For the training split below; its keys are those of umarvel_hf/recipes/emoji.yaml.
+TINY_RECIPE: dict[str, Any] = {
+    "name": "tiny",
+    "seed": 3,
+    "block_size": 2,
+    "first": [],
+    "attn_implementation": "eager",
+    "base": {
+        "vocabulary": 300,
+        "hidden": 32,
+        "layers": 2,
+        "heads": 2,
+        "intermediate": 48,
+        "vision_hidden": 32,
+        "vision_layers": 1,
+        "vision_heads": 2,
+        "vision_mlp_ratio": 2,
+        "patch": 7,
+        "image_side": 28,
+    },
+    "augmentation": {"shift": 0.1, "scale": 0.1, "colour": 0.3, "greyscale": 0.1},
+    "training": {
+        "max_steps": 14,  # two epochs of six steps, and two more
+        "per_device_train_batch_size": 6,
+        "learning_rate": 2e-3,
+        "temperature_learning_rate": 1e-2,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "dataloader_drop_last": True,
+        "logging_steps": 1,
+        "save_steps": 4,
+        "report_to": "none",
+    },
 }
 
 
@@ -134,7 +169,7 @@ def write_training_split(root: Path, repeats: int = 1) -> Path:
             queries[0][-1]["pos_cand_list"].append(f"1:{at + 10}")
             queries[3].append(_query(f"1:{number + 20}", None, dark, f"1:{at + 20}", 3))
             queries[7].append(_query(f"2:{number}", "darker", plain, f"1:{at + 10}", 7))
-    write_lines(root / "query/union_train/mbeir_union_up_train.jsonl", sum(queries.values(), []))
+    write_lines(root / "query/union_train/mbeir_union_up_train.jsonl", [*queries[0], *queries[3], *queries[7]])
     write_lines(root / "cand_pool/global/mbeir_union_train_cand_pool.jsonl", candidates)
     with (root / "instructions/query_instructions.tsv").open("a") as file:
         file.write("image,text\timage\tdark\t2\tMake the change.\tChange it so.\n")

@@ -4,7 +4,7 @@ import functools
 import os
 import tempfile
 
-# Before the first import that reads them: no test asks a network, and the code of test checkpoints goes to no one's cache.
+# Before the first import that reads them: no test asks a network, the code of test checkpoints goes to no one's cache.
 HOME = tempfile.TemporaryDirectory(prefix="umarvel_hf_tests_")
 os.environ |= {"HF_HOME": HOME.name, "HF_HUB_OFFLINE": "1"}
 
@@ -12,14 +12,12 @@ from umarvel_hf._torchvision import ensure_torchvision
 
 ensure_torchvision()
 
-import av
-import numpy as np
 import pytest
 import torch
 
 from backbones import FAMILIES
 from foreign import foreign_environment, run_foreign  # noqa: F401 (fixtures)
-from pictures import picture
+from pictures import picture, write_film
 
 torch.set_num_threads(1)  # the models are tiny; more threads only wait for each other
 
@@ -38,17 +36,8 @@ def frames():
 
 @pytest.fixture(scope="session")
 def film(tmp_path_factory):
-    """Four seconds of film at 4 frames a second: a square that walks to the right."""
-    path = tmp_path_factory.mktemp("film") / "square.mp4"
-    with av.open(path, "w") as container:
-        stream = container.add_stream("mpeg4", rate=4)
-        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-        for at in range(16):
-            pixels = np.full((64, 64, 3), 240, dtype=np.uint8)
-            pixels[24:40, 3 * at : 3 * at + 16] = (200, 30, 30)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-    return path
+    """Four seconds of film (see pictures.py)."""
+    return write_film(tmp_path_factory.mktemp("film") / "square.mp4")
 
 
 @pytest.fixture(scope="session")

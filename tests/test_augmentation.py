@@ -92,6 +92,13 @@ def test_a_change_follows_from_seed_epoch_and_row_alone(path):
     assert np.array_equal(pixels(augmentation(rows_of(path, 8))), first)
 
 
+def test_workers_that_would_never_learn_the_epoch_are_refused():
+    augmentation = Augmentation(**SETTINGS, seed=0)
+    augmentation.on_train_begin(SimpleNamespace(dataloader_persistent_workers=False), None, None)
+    with pytest.raises(ValueError, match="dataloader_persistent_workers is True"):
+        augmentation.on_train_begin(SimpleNamespace(dataloader_persistent_workers=True), None, None)
+
+
 def test_torchs_own_random_state_is_left_alone(path):
     torch.manual_seed(7)
     expected = torch.rand(3)

@@ -116,7 +116,10 @@ def test_a_chat_keeps_its_own_order(render):
     assert render(user("left", IMAGE, "right")) == f"left{picture}right"
     assert render(system("Find it."), user("left", IMAGE, "right")) == f"{instruction} left{picture}right"
     assert render(system("Find it."), user(IMAGE, "a", IMAGE, "b")) == f"{picture}{instruction} a{picture}b"
-    assert render({"role": "system", "content": "Find it."}, {"role": "user", "content": "a dog"}) == f"{instruction} a dog"
+    assert (
+        render({"role": "system", "content": "Find it."}, {"role": "user", "content": "a dog"})
+        == f"{instruction} a dog"
+    )
 
 
 def test_system_messages_are_one_instruction(render):

@@ -94,7 +94,7 @@ BAD = {
     "a URL": (lambda _: {"image": "https://example.org/a.png"}, "is a URL"),
     "a picture of no size": (lambda _: np.zeros((0, 3, 3), np.uint8), "holds nothing"),
     "a message": (lambda _: {"role": "user", "content": [{"type": "image", "image": 3}]}, "a picture cannot be a int"),
-    "a broken video": (lambda tmp: {"video": broken_picture(tmp)}, "is not a video that can be read"),
+    "a broken video": (lambda tmp: {"video": broken_picture(tmp)}, "is no video that can be read"),
 }
 
 
@@ -115,12 +115,12 @@ def test_other_errors_pass_as_they_are(embedder, monkeypatch):
         raise ValueError("no such prompt")
 
     monkeypatch.setattr(embedder, "encode", failing)
-    with pytest.raises(ValueError, match="^no such prompt$"):
+    with pytest.raises(ValueError, match=r"^no such prompt$"):
         encode(embedder, ["a dog"])
 
 
 def test_an_item_that_is_bad_twice_is_named_once_at_its_first_place(embedder):
-    with pytest.raises(ItemError, match="^Item 1 "):
+    with pytest.raises(ItemError, match=r"^Item 1 "):
         encode(embedder, ["a dog", "", "a bench", ""])
 
 

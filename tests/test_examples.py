@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import runpy
+import shlex
 import sys
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from colours import COLOURS
 from foreign import CHECKOUT
+from umarvel_hf.cli import _parser
 from umarvel_hf.encoding import encode, load
 
 SHADES = 8
@@ -74,12 +76,16 @@ def test_embed_and_search_finds_a_picture_and_a_text_by_themselves(run_example, 
 
     both = ("--text", "a cyan square", "--image", squares / "blue-0.png")
     plain = found(run_example("embed_and_search.py", checkpoint, folder, *both, *options))
-    steered = found(run_example("embed_and_search.py", checkpoint, folder, *both, "--instruction", "Find it.", *options))
+    steered = found(
+        run_example("embed_and_search.py", checkpoint, folder, *both, "--instruction", "Find it.", *options)
+    )
     assert len(plain) == len(steered) == 12
     assert plain != steered != by_picture
 
 
-@pytest.mark.parametrize(("query", "message"), [((), "give --text, --image, or both"), (("--text", "a"), "no pictures")])
+@pytest.mark.parametrize(
+    ("query", "message"), [((), "give --text, --image, or both"), (("--text", "a"), "no pictures")]
+)
 def test_embed_and_search_says_what_is_missing(run_example, checkpoint, tmp_path, capsys, query, message):
     with pytest.raises(SystemExit) as end:
         run_example("embed_and_search.py", checkpoint, tmp_path, *query)
@@ -87,7 +93,9 @@ def test_embed_and_search_says_what_is_missing(run_example, checkpoint, tmp_path
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("file", "options"), [("pairs.csv", ()), ("pairs.jsonl", ("--lora", "--learning-rate", "2e-2"))])
+@pytest.mark.parametrize(
+    ("file", "options"), [("pairs.csv", ()), ("pairs.jsonl", ("--lora", "--learning-rate", "2e-2"))]
+)
 def test_finetune_on_pairs_learns_to_find_pictures_it_has_not_seen(
     run_example, checkpoint, squares, tmp_path, file, options
 ):
@@ -100,3 +108,37 @@ def test_finetune_on_pairs_learns_to_find_pictures_it_has_not_seen(
     pictures = encode(trained, [squares / f"{colour}-0.png" for colour in COLOURS])
     texts = encode(trained, [f"a {colour} square" for colour in COLOURS], prompt=INSTRUCTION)
     assert (texts @ pictures.T).argmax(axis=1).tolist() == list(range(len(COLOURS)))
+
+
+def test_the_python_of_the_readme_runs(checkpoint, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-embedder").symlink_to(checkpoint)
+    for name, colour in (("heart", "red"), ("cat", "yellow")):
+        Image.new("RGB", (56, 56), COLOURS[colour]).save(f"{name}.png")
+    blocks = re.findall(r"```python\n(.+?)```", (CHECKOUT / "README.md").read_text(), re.DOTALL)
+    ran = [runpy.run_path(str(write(tmp_path / "block.py", block))) for block in blocks]
+    sentence_transformers, transformers, ours = ran
+    assert sentence_transformers["candidates"].shape == (2, 32)
+    # "the vectors are the same": by two ways of loading, one query
+    np.testing.assert_allclose(transformers["vector"].detach(), sentence_transformers["queries"], rtol=0, atol=1e-6)
+    assert ours["vectors"].shape == (3, 32)
+    assert (tmp_path / "my-index/manifest.json").is_file()
+    printed = capsys.readouterr().out
+    assert printed.startswith("tensor([[") and "[Hit(id=" in printed
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_the_readme_names_only_what_is_there():
+    readme = (CHECKOUT / "README.md").read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", readme):
+        assert (CHECKOUT / target).exists(), target
+    for script in re.findall(r"python (examples/\S+)", readme):
+        assert (CHECKOUT / script).is_file(), script
+    verbs = set(re.findall(r"^umarvel (\w+)", readme, re.MULTILINE))
+    assert verbs == {"search", "convert", "new", "train"}
+    for command in re.findall(r"^umarvel (.+)$", readme, re.MULTILINE):
+        _parser().parse_args(shlex.split(command, comments=True))

@@ -151,7 +151,9 @@ def test_info_nce_and_its_gradients_are_the_references(converted, name, cached):
     loss.backward()
     assert loss.item() == pytest.approx(wanted["loss"], rel=1e-4)
     # The reference holds the temperature itself, ours its logarithm: d/dlog t = t d/dt.
-    assert similarity.log_temperature.grad.item() == pytest.approx(wanted["temp_grad"] * record["temperature"], rel=1e-4)
+    assert similarity.log_temperature.grad.item() == pytest.approx(
+        wanted["temp_grad"] * record["temperature"], rel=1e-4
+    )
     gradient = embedder[0].model.vlm.language_model.layers[0].self_attn.q_proj.weight.grad
     assert gradient.norm().item() == pytest.approx(wanted["q_proj0_grad_norm"], rel=1e-4)
 

@@ -81,7 +81,10 @@ def test_a_chat_keeps_its_order_and_its_turns(image_file):
     image = picture(8, 9, seed=0)
     given = [
         {"role": "system", "content": "Find it."},
-        {"role": "user", "content": [{"type": "text", "text": "left"}, {"type": "image", "image": image}, {"text": "r"}]},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "left"}, {"type": "image", "image": image}, {"text": "r"}],
+        },
         {"role": "assistant", "content": "Which?"},
         {"role": "user", "content": [{"type": "image", "path": str(image_file)}]},
     ]
@@ -90,7 +93,9 @@ def test_a_chat_keeps_its_order_and_its_turns(image_file):
     assert system["content"] == [{"type": "text", "text": "Find it."}]
     assert [part["type"] for part in first["content"]] == ["text", "image", "text"]
     assert last["content"][0]["image"].size == (30, 20)
-    assert chat({"role": "user", "content": "a dog"}) == [{"role": "user", "content": [{"type": "text", "text": "a dog"}]}]
+    assert chat({"role": "user", "content": "a dog"}) == [
+        {"role": "user", "content": [{"type": "text", "text": "a dog"}]}
+    ]
 
 
 def test_the_callers_objects_are_left_alone(image_file):
@@ -149,7 +154,10 @@ BAD = {
     "None": (lambda _: None, "a NoneType is not an item"),
     "a number": (lambda _: 3, "a int is not an item; give a str"),
     "bytes": (lambda _: b"a dog", "a bytes is not an item"),
-    "an unknown key": (lambda _: {"img": "a.png"}, "unknown key 'img'; the keys of an item are 'text', 'image', 'video'"),
+    "an unknown key": (
+        lambda _: {"img": "a.png"},
+        "unknown key 'img'; the keys of an item are 'text', 'image', 'video'",
+    ),
     "text of the wrong type": (lambda _: {"text": 3}, "text is a int; give a str"),
     "several texts": (lambda _: {"text": ["a", "b"]}, "text is a list; give a str"),
     "a picture of the wrong type": (lambda _: {"image": 3}, "a picture cannot be a int"),
@@ -162,7 +170,10 @@ BAD = {
     "inline data": (lambda _: {"image": "data:image/png;base64,AAAA"}, "is a URL"),
     "a film's URL": (lambda _: {"video": "http://example.org/a.mp4"}, "is a URL"),
     "an unreadable picture": (lambda tmp: text_file(tmp / "a.png"), "is not a picture that Pillow can read"),
-    "a truncated picture": (lambda tmp: truncated(tmp / "a.png"), r"a\.png' is damaged .*; replace or leave out the file"),
+    "a truncated picture": (
+        lambda tmp: truncated(tmp / "a.png"),
+        r"a\.png' is damaged .*; replace or leave out the file",
+    ),
     "a truncated picture, opened": (lambda tmp: opened(truncated(tmp / "a.png")), "the picture cannot be decoded"),
     "a picture of no size": (lambda _: Image.new("RGB", (0, 5)), "a picture of 0 x 5 pixels holds nothing"),
     "an array of no size": (lambda _: np.zeros((0, 5, 3), np.uint8), r"a picture of shape \(0, 5, 3\) holds nothing"),
@@ -228,5 +239,5 @@ def test_an_error_of_the_video_reader_is_the_items():
     def broken(source):
         raise ValueError("no frames")
 
-    with pytest.raises(ItemError, match="Item 1 .*: no frames"):
+    with pytest.raises(ItemError, match=r"Item 1 .*: no frames"):
         to_conversations(["a", {"video": np.zeros((1, 2, 2, 3))}], broken)

@@ -133,7 +133,9 @@ def test_sequential_positions_count_tokens_and_native_ones_are_the_backbones(che
     sequential = UMarvelModel.from_pretrained(checkpoints(family), positions="sequential")
     batch = features(embedders(family), items, padding_side="left")
     mask = batch["attention_mask"]
-    positions = torch.stack([torch.tensor([max(int(row[: at + 1].sum()) - 1, 0) for at in range(len(row))]) for row in mask])
+    positions = torch.stack(
+        [torch.tensor([max(int(row[: at + 1].sum()) - 1, 0) for at in range(len(row))]) for row in mask]
+    )
     spatial = family.startswith("qwen")  # their rotary embedding has three axes
     with torch.no_grad():
         by_hand = native.vlm(**batch, position_ids=positions.expand(3, -1, -1) if spatial else positions)
@@ -370,6 +372,21 @@ def test_a_checkpoint_holds_every_file_of_the_design(checkpoint):
         "config_sentence_transformers.json",
         "README.md",
     }
+
+
+def test_code_of_another_version_in_the_folder_is_replaced(checkpoint, tmp_path):
+    names = ("modeling_umarvel.py", "sentence_transformers_umarvel.py", "messages_umarvel.py")
+    for name in names:
+        (tmp_path / name).write_text("raise ImportError('old')\n")
+    UMarvelModel.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (checkpoint / name).read_bytes()
+
+
+def test_a_loaded_model_may_be_saved_over_itself(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "over_itself")
+    AutoModel.from_pretrained(folder, trust_remote_code=True).save_pretrained(folder)
+    assert files_of(folder) == files_of(checkpoint)
 
 
 def test_a_model_without_normalisation_asks_sentence_transformers_for_none(checkpoint, tmp_path):

@@ -31,21 +31,31 @@ LAYERS = [
     {"emoji", "search"},
     {"checkpoint", "evaluation", "mining", "reranking"},
     {"report", "trainer"},
+    {"demo"},
     {"cli"},
 ]
 
 # package: the library file that uses it, the test that exercises it
 TEN_PACKAGES = {
-    "accelerate": ("trainer/losses.py", "tests/test_losses.py"),
-    "datasets": ("trainer/rows.py", "tests/test_rows.py"),
+    "accelerate": (
+        "trainer/losses.py",
+        "tests/test_losses.py::test_two_ranks_with_four_rows_train_as_one_with_eight",
+    ),
+    "datasets": (
+        "trainer/rows.py",
+        "tests/test_rows.py::test_a_row_holds_a_query_with_its_instruction_and_a_positive",
+    ),
     "evaluate": (
         "umarvel_hf/evaluation/hit_rate.py",
         "tests/test_evaluation.py::test_the_metric_of_evaluate_agrees_also_when_loaded_from_its_file",
     ),
     "faiss": ("umarvel_hf/search.py", "tests/test_search.py::test_search_finds_what_a_full_product_finds"),
-    "huggingface_hub": ("umarvel_hf/checkpoint.py", "tests/test_checkpoint.py"),
-    "peft": ("umarvel_hf/checkpoint.py", "tests/test_checkpoint.py"),
-    "safetensors": ("umarvel_hf/checkpoint.py", "tests/test_checkpoint.py"),
+    "huggingface_hub": ("umarvel_hf/checkpoint.py", "tests/test_cli.py::test_new_takes_a_base_from_the_hub"),
+    "peft": ("umarvel_hf/checkpoint.py", "tests/test_checkpoint.py::test_an_adapter_is_merged_as_by_hand"),
+    "safetensors": (
+        "umarvel_hf/checkpoint.py",
+        "tests/test_checkpoint.py::test_a_stored_temperature_must_be_above_zero",
+    ),
     "sentence_transformers": (
         "modeling/sentence_transformers_umarvel.py",
         "tests/test_golden.py::test_encode_gives_the_references_vectors_and_token_ids",

@@ -93,10 +93,10 @@ def test_a_query_without_a_positive_in_the_pool_is_named(root, positives, messag
 GROUPS = 13 * ["a"] + 8 * ["b"] + 30 * ["c"]
 
 
-def batches(seed=0, epoch=0, block_size=4, batch_size=8, groups=GROUPS):
-    rows = Dataset.from_dict({"row": list(range(len(groups)))})
+def batches(seed=0, epoch=0, block_size=4, batch_size=8, groups=GROUPS, first=(), rows=None):
+    rows = rows or Dataset.from_dict({"row": list(range(len(groups)))})
     sampler = BlockBatchSampler(
-        rows, groups=groups, block_size=block_size, batch_size=batch_size, drop_last=True, seed=seed
+        rows, groups=groups, block_size=block_size, first=first, batch_size=batch_size, drop_last=True, seed=seed
     )
     sampler.set_epoch(epoch)
     drawn = list(sampler)
@@ -133,10 +133,19 @@ def test_rows_left_out_in_one_epoch_come_in_another():
     assert seen == set(range(len(GROUPS)))
 
 
+def test_groups_that_come_first_open_the_first_epoch_only():
+    def groups_in_order(epoch):
+        rows = [row for batch in batches(first=("c", "a"), epoch=epoch) for row in batch]
+        return [GROUPS[row] for row in rows]
+
+    assert groups_in_order(0) == 28 * ["c"] + 12 * ["a"] + 8 * ["b"]
+    assert groups_in_order(1) != sorted(groups_in_order(1), key="cab".index)
+
+
 def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"Groups \['d'\] are to come first"):
+        batches(first=("a", "d"))
     with pytest.raises(ValueError, match="block_size 3 does not divide the batch size 8"):
         batches(block_size=3)
     with pytest.raises(ValueError, match="There are 4 rows and 3 groups"):
-        BlockBatchSampler(
-            Dataset.from_dict({"row": [0, 1, 2, 3]}), groups=list("abc"), block_size=1, batch_size=2, drop_last=True
-        )
+        batches(groups=list("abc"), rows=Dataset.from_dict({"row": [0, 1, 2, 3]}))

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import av
 import numpy as np
 import pytest
 import sentence_transformers
@@ -12,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoProcessor
 
 from backbones import FAMILIES
-from pictures import picture
+from pictures import picture, write_film
 from umarvel_hf.encoding import load
 from umarvel_hf.modeling.modeling_umarvel import PROMPTS, UMarvelModel
 
@@ -83,7 +84,9 @@ def test_every_kind_of_item_mixed_in_one_call(embedder, pictures, frames, film, 
 def test_a_single_item_gives_a_single_vector(embedder, pictures):
     close(embedder.encode("a dog"), embedder.encode(["a dog"])[0])
     close(embedder.encode(pictures[0]), embedder.encode([pictures[0]])[0])
-    close(embedder.encode({"image": pictures[0], "text": "a"}), embedder.encode([{"image": pictures[0], "text": "a"}])[0])
+    close(
+        embedder.encode({"image": pictures[0], "text": "a"}), embedder.encode([{"image": pictures[0], "text": "a"}])[0]
+    )
 
 
 def test_a_prompt_is_the_instruction_and_named_ones_are_stored(embedder):
@@ -99,7 +102,10 @@ def test_a_prompt_is_the_instruction_and_named_ones_are_stored(embedder):
 def test_an_instruction_of_a_chat_and_a_prompt_are_joined(embedder):
     chat = [{"role": "system", "content": "Be quick."}, {"role": "user", "content": "a dog"}]
     text = embedder.processor.apply_chat_template(
-        [{"role": "system", "content": "Find it. Be quick."}, chat[1]], tokenize=True, return_dict=True, return_tensors="pt"
+        [{"role": "system", "content": "Find it. Be quick."}, chat[1]],
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
     )
     joined = embedder.preprocess([chat], prompt="Find it.")["input_ids"]
     assert joined.tolist() == text["input_ids"].tolist()
@@ -158,8 +164,8 @@ def test_pictures_beside_videos_are_refused_where_both_share_a_tensor(embedders,
 
 
 BROKEN_VIDEOS = {
-    "a broken file": (lambda tmp: broken(tmp / "a.mp4"), "is not a video that can be read"),
-    "an empty file": (lambda tmp: empty(tmp / "a.mp4"), "is not a video that can be read"),
+    "a broken file": (lambda tmp: broken(tmp / "a.mp4"), "is no video that can be read"),
+    "an empty file": (lambda tmp: empty(tmp / "a.mp4"), "is no video that can be read"),
     "no frames": (lambda _: np.zeros((0, 8, 8, 3), np.uint8), r"a video of shape \(0, 8, 8, 3\)"),
     "floats": (lambda _: np.zeros((2, 8, 8, 3)), "dtype float64; give uint8 frames"),
     "channels first": (lambda _: np.zeros((2, 3, 8, 8), np.uint8), r"give uint8 frames of shape \(F, H, W, 3\)"),
@@ -189,11 +195,23 @@ def test_a_video_that_cannot_be_read_is_refused_by_index(embedder, tmp_path, nam
     assert caught.value.index in (0, 1)  # within the batch, which the host sorts
 
 
-def test_a_truncated_film_is_never_silently_shorter(embedder, film, tmp_path):
+@pytest.mark.parametrize("movflags", ["", "faststart"], ids=["index_last", "index_first"])
+def test_a_truncated_film_is_never_silently_shorter(embedder, tmp_path, movflags):
+    film = write_film(tmp_path / "whole.mp4", **({"movflags": movflags} if movflags else {}))
+    assert len(embedder.encode([film])) == 1
     cut = tmp_path / "cut.mp4"
-    cut.write_bytes(film.read_bytes()[: film.stat().st_size // 2])
-    with pytest.raises(ValueError, match="is not a video that can be read"):
+    cut.write_bytes(film.read_bytes()[: film.stat().st_size * 3 // 4])
+    with pytest.raises(ValueError, match=r"cut\.mp4' is (no video that can be read|damaged)"):
         embedder.encode([cut])
+
+
+def test_a_film_in_a_format_that_does_not_count_its_frames_is_read_alike(embedder, film, tmp_path):
+    uncounted = write_film(tmp_path / "square.mkv")
+    with av.open(uncounted) as container:
+        assert container.streams.video[0].frames == 0
+    given = [embedder.preprocess([{"video": path}]) for path in (film, uncounted)]
+    assert given[0]["video_grid_thw"].tolist() == given[1]["video_grid_thw"].tolist()
+    close(embedder.encode([{"video": uncounted}]), embedder.encode([{"video": film}]), atol=1e-3)
 
 
 def test_a_backbone_without_videos_says_so(embedder, frames, monkeypatch):

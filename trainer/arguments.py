@@ -16,7 +16,9 @@ class UMarvelTrainingArguments(SentenceTransformerTrainingArguments):
         temperature_learning_rate: Learning rate of the logarithm of the temperature; None: that of the model.
     """
 
-    mini_batch_size: int | None = field(default=None, metadata={"help": "Rows embedded at a time; None: the whole batch."})
+    mini_batch_size: int | None = field(
+        default=None, metadata={"help": "Rows embedded at a time; None: the whole batch."}
+    )
     temperature_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the log-temperature; None: that of the model."}
     )
@@ -24,7 +26,8 @@ class UMarvelTrainingArguments(SentenceTransformerTrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.temperature_learning_rate is not None:
+            assert isinstance(self.learning_rate_mapping, dict)  # the host has read it, whatever it was given as
             self.learning_rate_mapping = {
-                **(self.learning_rate_mapping or {}),
+                **self.learning_rate_mapping,
                 TEMPERATURE_PATTERN: self.temperature_learning_rate,
             }

@@ -13,16 +13,17 @@ WHITE = 255
 
 
 class Augmentation(TrainerCallback):
-    """A transform for ``datasets.Dataset.with_transform``: every picture of every chat is shifted, scaled and recoloured.
+    """A transform for ``datasets.Dataset.with_transform``: shifts, scales and recolours every picture of every chat.
 
-    Nothing is mirrored or turned: captions say what is left of what. What happens to a picture depends on seed, epoch and
-    row alone, so a run that is continued sees what an unbroken one sees. Pass it to the trainer as a callback, too, which
-    is how it learns the epoch.
+    Nothing is mirrored or turned: captions say what is left of what. What happens to a picture depends on seed, epoch
+    and row alone, so a run that is continued sees what an unbroken one sees. Pass it to the trainer as a callback, too,
+    which is how it learns the epoch.
 
     Args:
         shift: Largest shift as a share of the side.
         scale: Largest change of size as a share of it.
-        colour: Largest change of brightness, contrast and saturation as a share of them; the hue changes a tenth as much.
+        colour: Largest change of brightness, contrast and saturation as a share of them; that of the hue is a tenth of
+            it.
         greyscale: Share of pictures that lose their colours.
         seed: Seed of the draws.
     """
@@ -36,6 +37,16 @@ class Augmentation(TrainerCallback):
                 v2.RandomGrayscale(greyscale),
             ]
         )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse workers that would not see the epoch change."""
+        if args.dataloader_persistent_workers:
+            raise ValueError(
+                "dataloader_persistent_workers is True; workers that outlive an epoch would change every picture as in "
+                "the first one. Leave it out."
+            )
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

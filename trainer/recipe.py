@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import logging
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,10 +14,12 @@ from typing import Any
 
 import yaml
 
-from umarvel_hf.checkpoint import new_model
+from umarvel_hf.checkpoint import model_card, new_model
 from umarvel_hf.data import MBeir
 from umarvel_hf.emoji.base import BaseSize, build_base
 from umarvel_hf.encoding import load
+from umarvel_hf.evaluation.benchmark import evaluate_benchmark
+from umarvel_hf.evaluation.results import Result
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
 from umarvel_hf.trainer.augmentation import Augmentation
 from umarvel_hf.trainer.rows import BlockBatchSampler, mbeir_rows
@@ -33,6 +36,7 @@ class Recipe:
         name: Names the run.
         seed: Seed of weights, rows, order and changes to pictures.
         block_size: Rows of one task that stand together in a batch (``BlockBatchSampler``).
+        first: Data sets and tasks that open the first epoch, one after the other (``BlockBatchSampler``).
         attn_implementation: Attention kernel of the training run.
         training: Fields of ``UMarvelTrainingArguments``.
         augmentation: Arguments of ``Augmentation``.
@@ -42,6 +46,7 @@ class Recipe:
     name: str
     seed: int
     block_size: int
+    first: list[str]
     attn_implementation: str
     training: dict[str, Any]
     augmentation: dict[str, float]
@@ -68,6 +73,10 @@ def read_recipe(recipe: str | Path) -> Recipe:
     _check_keys(f"{path}", content, known := _fields(Recipe), required=known)
     _check_keys(f"{path}: base", content["base"], _fields(BaseSize))
     _check_keys(f"{path}: training", content["training"], _fields(UMarvelTrainingArguments))
+    for name, value in content["training"].items():
+        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value):  # so YAML 1.1 reads 2e-3
+            number = value.replace("e", ".0e")
+            raise ValueError(f"{path}: training: {name} is the text {value!r}, no number; write a point: {number}.")
     known = [name for name in inspect.signature(Augmentation).parameters if name != "seed"]
     _check_keys(f"{path}: augmentation", content["augmentation"], known, required=known)
     return Recipe(**{**content, "base": BaseSize(**content["base"])})
@@ -80,8 +89,8 @@ def train(recipe: str | Path, out: str | Path, *, benchmark: MBeir, max_steps: i
 
     Args:
         recipe: Name or path (:func:`read_recipe`).
-        out: Folder of the run: ``base``, ``start``, ``checkpoints``, ``model``.
-        benchmark: Its training split is learned.
+        out: Folder of the run: ``base``, ``start``, ``checkpoints``, ``model``, and ``result.json`` on the test split.
+        benchmark: Its training split is learned, its test split measured.
         max_steps: Fewer steps than the recipe says, for a trial.
 
     Returns:
@@ -100,7 +109,7 @@ def train(recipe: str | Path, out: str | Path, *, benchmark: MBeir, max_steps: i
     arguments = UMarvelTrainingArguments(
         output_dir=str(out / "checkpoints"),
         seed=plan.seed,
-        batch_sampler=partial(BlockBatchSampler, groups=groups, block_size=plan.block_size),
+        batch_sampler=partial(BlockBatchSampler, groups=groups, block_size=plan.block_size, first=plan.first),
         **{**plan.training, **({} if max_steps is None else {"max_steps": max_steps})},
     )
     augmentation = Augmentation(**plan.augmentation, seed=plan.seed)
@@ -110,8 +119,27 @@ def train(recipe: str | Path, out: str | Path, *, benchmark: MBeir, max_steps: i
     trainer.train(resume_from_checkpoint=_last_checkpoint(out / "checkpoints"))
     unfinished = out / "model.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(str(unfinished))
+    model.save_pretrained(str(unfinished), create_model_card=False)
+    _evaluate(unfinished, plan, benchmark).save(out / "result.json")
     return unfinished.rename(out / "model")
+
+
+def _evaluate(folder: Path, plan: Recipe, benchmark: MBeir) -> Result:
+    """Measure the checkpoint in ``folder`` on the test split, and write its card."""
+    model = load(str(folder), device="cpu")
+    result = evaluate_benchmark(
+        model, benchmark, settings={"model": plan.name, "command": f"umarvel train {plan.name}"}
+    )
+    notes = files("umarvel_hf.trainer").joinpath("trained_card.md").read_text(encoding="utf-8")
+    embedder: Any = model[0].model
+    card = model_card(
+        embedder,
+        base=f"{plan.name}: a tiny model trained from nothing",
+        made_by=f"umarvel train {plan.name}",
+        notes=notes.format(recipe=yaml.safe_dump(dataclasses.asdict(plan), sort_keys=False), table=result.table()),
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return result
 
 
 def _last_checkpoint(folder: Path) -> str | None:

@@ -26,9 +26,9 @@ def mbeir_rows(benchmark: MBeir, *, seed: int) -> tuple[Dataset, list[str]]:
         seed: Seed of the draws.
 
     Returns:
-        A data set with the columns ``anchor`` (a chat with the instruction as system message), ``positive`` (a chat) and
-        ``label`` (see ``InfoNCE``; pictures are paths, opened when a batch is made), and the group of every row: data set
-        and task, such as ``"102 task 7"``.
+        A data set with the columns ``anchor`` (a chat with the instruction as system message), ``positive`` (a chat)
+        and ``label`` (see ``InfoNCE``), its pictures as paths that are opened when a batch is made; and the group of
+        every row: data set and task, such as ``"102 task 7"``.
 
     Raises:
         ValueError: A query names no positive, or one that is not in the pool.
@@ -53,24 +53,34 @@ def mbeir_rows(benchmark: MBeir, *, seed: int) -> tuple[Dataset, list[str]]:
 class BlockBatchSampler(DefaultBatchSampler):
     """Batches made of blocks, each block of one group (say, one task).
 
-    One group a batch gives the hardest negatives that a batch holds by itself; groups mixed row by row teach which modality
-    is asked for. Blocks lie between: ``block_size=1`` mixes rows, ``block_size=batch_size`` gives one group a batch.
+    One group a batch gives the hardest negatives that a batch holds by itself; groups mixed row by row teach which
+    modality is asked for. Blocks lie between: ``block_size=1`` mixes rows, ``block_size=batch_size`` gives one group a
+    batch.
 
     Args:
         dataset: The rows; their number must be that of ``groups``.
         groups: The group of every row.
         block_size: Rows of one group that stand together; it divides the batch size. What is left of a group when its
             blocks are full is left out for this epoch, others the next.
-        kwargs: As the host passes them (``batch_size``, ``drop_last``, ``valid_label_columns``, ``generator``, ``seed``).
+        first: Groups whose blocks open the first epoch, one group after the other, before the others are mixed. A model
+            that knows nothing yet learns fastest from one plain task; many at once hold it where all vectors are alike.
+        kwargs: As the host passes them: ``batch_size``, ``drop_last``, ``valid_label_columns``, ``generator``,
+            ``seed``.
     """
 
-    def __init__(self, dataset: Dataset, *, groups: Sequence[str], block_size: int, **kwargs: Any) -> None:
+    def __init__(
+        self, dataset: Dataset, *, groups: Sequence[str], block_size: int, first: Sequence[str], **kwargs: Any
+    ) -> None:
         super().__init__(SequentialSampler(dataset), **kwargs)
         if len(groups) != len(dataset):
             raise ValueError(f"There are {len(dataset):,} rows and {len(groups):,} groups; give one group a row.")
         if self.batch_size % block_size:
-            raise ValueError(f"block_size {block_size} does not divide the batch size {self.batch_size}; choose one that does.")
-        self.block_size = block_size
+            raise ValueError(
+                f"block_size {block_size} does not divide the batch size {self.batch_size}; choose one that does."
+            )
+        if unknown := sorted(set(first) - set(groups)):
+            raise ValueError(f"Groups {unknown} are to come first, but there are only {sorted(set(groups))}.")
+        self.block_size, self.first = block_size, list(first)
         self.rows_of: dict[str, list[int]] = {}
         for row, group in enumerate(groups):
             self.rows_of.setdefault(group, []).append(row)
@@ -78,11 +88,15 @@ class BlockBatchSampler(DefaultBatchSampler):
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         blocks = []
-        for rows in self.rows_of.values():
+        for group, rows in self.rows_of.items():
             order = torch.randperm(len(rows), generator=generator).tolist()
             full = len(rows) // self.block_size * self.block_size
-            blocks += [[rows[i] for i in order[at : at + self.block_size]] for at in range(0, full, self.block_size)]
-        shuffled = [blocks[i] for i in torch.randperm(len(blocks), generator=generator).tolist()]
+            place = self.first.index(group) if self.epoch == 0 and group in self.first else len(self.first)
+            blocks += [
+                (place, [rows[i] for i in order[at : at + self.block_size]]) for at in range(0, full, self.block_size)
+            ]
+        mixed = [blocks[i] for i in torch.randperm(len(blocks), generator=generator).tolist()]
+        shuffled = [block for _, block in sorted(mixed, key=lambda placed: placed[0])]
         per_batch = self.batch_size // self.block_size
         for at in range(0, len(self) * per_batch, per_batch):
             yield [row for block in shuffled[at : at + per_batch] for row in block]
@@ -98,8 +112,8 @@ def _draw_positive(draw: random.Random, query: Query, pool: Any) -> Candidate:
     did = draw.choice(query.positives)
     if did not in pool:
         raise ValueError(
-            f"Training query {query.qid!r} has positive {did!r}, which is not among the {len(pool):,} candidates of the union "
-            "training pool. Use the pool that these queries were written for."
+            f"Training query {query.qid!r} has positive {did!r}, which is not among the {len(pool):,} candidates of "
+            "the union training pool. Use the pool that these queries were written for."
         )
     return pool[did]
 

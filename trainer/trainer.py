@@ -14,8 +14,8 @@ from umarvel_hf.trainer.losses import InfoNCE, similarity_of
 class UMarvelTrainer(SentenceTransformerTrainer):
     """``SentenceTransformerTrainer`` whose default loss is :class:`InfoNCE` with the model's learned temperature.
 
-    Everything else (several data sets, gradient accumulation, adapters, evaluators, checkpoints, the Hub) is the host's.
-    The temperature is logged beside the loss.
+    Everything else (several data sets, gradient accumulation, adapters, evaluators, checkpoints, the Hub) is the
+    host's. The temperature is logged beside the loss.
 
     Args:
         model: A U-MARVEL checkpoint as ``SentenceTransformer``.
@@ -27,6 +27,7 @@ class UMarvelTrainer(SentenceTransformerTrainer):
     """
 
     training_args_class = UMarvelTrainingArguments
+    args: UMarvelTrainingArguments
 
     def __init__(
         self, model: SentenceTransformer | None = None, args: UMarvelTrainingArguments | None = None, **kwargs: Any
@@ -35,17 +36,17 @@ class UMarvelTrainer(SentenceTransformerTrainer):
         temperatures = [parameter for parameter in similarity_of(self.model).parameters() if parameter.requires_grad]
         if self.args.temperature_learning_rate is not None and not temperatures:
             raise ValueError(
-                f"temperature_learning_rate is {self.args.temperature_learning_rate}, but the temperature is frozen. With an "
-                "adapter, pass modules_to_save=['similarity'] to LoraConfig."
+                f"temperature_learning_rate is {self.args.temperature_learning_rate}, but the temperature is frozen. "
+                "With an adapter, pass modules_to_save=['similarity'] to LoraConfig."
             )
-        # The loss reads the temperature outside the wrapped forward, where DDP would wait for it in vain and, told not to,
-        # would let it drift between ranks. So DDP leaves it out and its gradient is averaged by hand.
+        # The loss reads the temperature outside the wrapped forward, where DDP would wait for it in vain and, told not
+        # to, would let it drift between ranks. So DDP leaves it out and its gradient is averaged by hand.
         names = [name for name, parameter in self.model.named_parameters() if any(parameter is t for t in temperatures)]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, names)
         for temperature in temperatures:
             temperature.register_hook(average_over_ranks)
 
-    def get_default_loss(self, model: SentenceTransformer) -> nn.Module:
+    def get_default_loss(self, model: Any) -> nn.Module:
         """:class:`InfoNCE`, cached if ``args.mini_batch_size`` says so."""
         return InfoNCE(model, mini_batch_size=self.args.mini_batch_size)
 

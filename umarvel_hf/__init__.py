@@ -3,12 +3,11 @@
 The public names below load on first use, so that importing the package takes milliseconds.
 """
 
+import typing as _typing
 from importlib import import_module as _import_module
 from pathlib import Path as _Path
-from typing import TYPE_CHECKING
-from typing import Any as _Any
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from umarvel_hf.checkpoint import ConversionReport, convert, new_model
     from umarvel_hf.data import Candidate, MBeir, Query, Task
     from umarvel_hf.encoding import encode, load
@@ -63,7 +62,7 @@ if (_root / "setup.cfg").is_file() and (_root / "modeling").is_dir():
     __path__.append(str(_root))
 
 
-def __getattr__(name: str) -> _Any:
+def __getattr__(name: str) -> _typing.Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"umarvel_hf has no {name!r}; it has {', '.join(__all__)}.")
     return getattr(_import_module(f"umarvel_hf.{_MODULE_OF[name]}"), name)

@@ -108,7 +108,9 @@ def _split(chat: str) -> list[str]:
 
 def _inserted(before: str, after: str) -> str:
     """What ``after`` holds between the longest beginning and the longest ending it shares with ``before``."""
-    start = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
+    start = next(
+        (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after))
+    )
     rest_before, rest_after = before[start:], after[start:]
     end = next(
         (i for i, (a, b) in enumerate(zip(reversed(rest_before), reversed(rest_after), strict=False)) if a != b),

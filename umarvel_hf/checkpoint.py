@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from umarvel_hf._torchvision import ensure_torchvision
 
 ensure_torchvision()
-from peft import PeftModel  # noqa: E402
-from transformers import (  # noqa: E402
+from peft import PeftModel
+from transformers import (
     AddedToken,
     AutoConfig,
     AutoModel,
@@ -26,21 +26,23 @@ from transformers import (  # noqa: E402
     PreTrainedModel,
 )
 
-from umarvel_hf.chat_template import (  # noqa: E402
+from umarvel_hf.chat_template import (
     EMB,
     INSTRUCTION_END,
     INSTRUCTION_START,
     control_tokens,
     make_template,
 )
-from umarvel_hf.modeling.configuration_umarvel import UMarvelConfig  # noqa: E402
-from umarvel_hf.modeling.modeling_umarvel import Similarity, UMarvelModel  # noqa: E402
+from umarvel_hf.modeling.configuration_umarvel import UMarvelConfig
+from umarvel_hf.modeling.modeling_umarvel import Similarity, UMarvelModel
 
 logger = logging.getLogger(__name__)
 
 TOKENS = (EMB, INSTRUCTION_START, INSTRUCTION_END)
 REFERENCE_TEMPERATURE = 0.05
 DROPPED = ("lm_head.weight", "sim.temp")
+# transformers takes a vision tower below `model.` for a part of the decoder where it knows an older layout as well.
+RENAMED = {r"^model\.visual\.": "visual."}
 DEEPSTACK = "deepstack_merger_list."
 ADAPTER_PREFIX = "base_model.model."
 
@@ -87,6 +89,7 @@ def new_model(base: str | Path, out: str | Path) -> Path:
     """
     out = _empty_folder(out)
     source = _local(base)
+    _refuse_ours(source)
     processor = _load_processor(source)
     vlm = AutoModel.from_pretrained(source)
     known = set(processor.tokenizer.get_vocab()) & set(TOKENS)
@@ -109,12 +112,12 @@ def convert(
     """Turn a checkpoint of the reference implementation into ours (recipe.md §12.2, without the language-model head).
 
     Args:
-        src: Folder or Hub id of a merged checkpoint (``Qwen2VLRet…``, ``Qwen2_5_VLRet…``, ``Qwen3VLRet…``), or of a LoRA
-            adapter of one.
+        src: Folder or Hub id of a merged checkpoint (``Qwen2VLRet…``, ``Qwen2_5_VLRet…``, ``Qwen3VLRet…``), or of a
+            LoRA adapter of one.
         out: Folder to write; it may exist, but must be empty.
         base: For an adapter, the checkpoint it was trained on (default: the one its configuration names). For a merged
             checkpoint without processor files, where to take them from.
-        generation_prompt: Close the text with the opening of one more assistant turn, as the published numbers were made.
+        generation_prompt: Close the text with the opening of one more assistant turn, as for the published numbers.
         instruction_rows: Embedding rows of the two instruction tokens: ``"mean"`` of all rows before them, or as
             ``"stored"``. Default: stored if tokenizer and configuration carry the tokens, else mean (recipe.md §2.4).
 
@@ -126,14 +129,15 @@ def convert(
     src = _local(src)
     adapter = (src / "adapter_config.json").is_file()
     weights = _local(base if base is not None else _base_of(src)) if adapter else src
+    _refuse_ours(weights)
     config = AutoConfig.from_pretrained(weights)
     processor = _load_processor(weights if adapter or base is None or _has_processor(src) else _local(base))
     stored = _tokens_are_stored(processor, config)
     rows = instruction_rows or ("stored" if stored else "mean")
     if rows == "stored" and not stored and not _ids_fit(processor, config):
         raise ValueError(
-            f"{src}: instruction_rows='stored', but its embedding has {config.get_text_config().vocab_size} rows and its "
-            f"tokenizer already fills {len(processor.tokenizer)}; use instruction_rows='mean'."
+            f"{src}: instruction_rows='stored', but its embedding has {config.get_text_config().vocab_size} rows and "
+            f"its tokenizer already fills {len(processor.tokenizer)}; use instruction_rows='mean'."
         )
     if hasattr(config, "vision_config") and getattr(config.vision_config, "deepstack_visual_indexes", None):
         config.vision_config.deepstack_visual_indexes = []  # the reference never injects them (recipe.md §1.5)
@@ -141,7 +145,7 @@ def convert(
     temperature, temperature_from = _temperature(src, weights)
     if adapter:
         vlm, left_out = _merge_adapter(vlm, src)
-        vlm, dropped = vlm.to(config.dtype or torch.float32), dropped + left_out
+        vlm, dropped = vlm.to(config.dtype or torch.float32), dropped + left_out  # type: ignore[arg-type]
     ids = _add_tokens(processor)
     _fill_rows(vlm, [ids[token] for token in TOKENS[1:]] if rows == "mean" else [], len(processor.tokenizer))
     processor.chat_template = make_template(processor, generation_prompt)
@@ -182,8 +186,8 @@ def _load_processor(source: str | Path) -> Any:
     processor = AutoProcessor.from_pretrained(source)
     if not hasattr(processor, "tokenizer"):
         raise ValueError(
-            f"{source} has a {type(processor).__name__}, which processes one modality; name a vision-language model with a "
-            "processor of text and images."
+            f"{source} has a {type(processor).__name__}, which processes one modality; name a vision-language model "
+            "with a processor of text and images."
         )
     return processor
 
@@ -198,25 +202,34 @@ def _add_tokens(processor: Any) -> dict[str, int]:
     # user's <EMB> would be one of them, and the template knows one spelling only.
     for token in list(tokenizer.added_tokens_decoder.values()):
         if token.normalized and token.content in control_tokens(processor):
-            tokenizer.add_tokens(AddedToken(**token.__getstate__() | {"normalized": False}), special_tokens=token.special)
+            tokenizer.add_tokens(
+                AddedToken(**token.__getstate__() | {"normalized": False}), special_tokens=token.special
+            )
     return {token: tokenizer.convert_tokens_to_ids(token) for token in TOKENS}
 
 
 @torch.no_grad()
 def _fill_rows(vlm: PreTrainedModel, ids: list[int], tokens: int) -> None:
     """Give each row in ``ids`` the mean of all rows before it; grow the matrix if ``tokens`` do not fit."""
-    if tokens > vlm.get_input_embeddings().num_embeddings:
+    if tokens > len(_rows(vlm)):
         vlm.resize_token_embeddings(tokens, mean_resizing=False)
-    weight = vlm.get_input_embeddings().weight
+    weight = _rows(vlm)
     for row in sorted(ids):
         weight[row] = weight[:row].float().mean(dim=0).to(weight.dtype)
+
+
+def _rows(vlm: PreTrainedModel) -> torch.Tensor:
+    embedding: Any = vlm.get_input_embeddings()
+    return embedding.weight
 
 
 def _load_backbone(
     source: Path, config: PretrainedConfig, dtype: torch.dtype | str
 ) -> tuple[PreTrainedModel, list[str]]:
     """The backbone and the names of the weights left out; unknown and missing ones are an error."""
-    vlm, info = AutoModel.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
+    vlm, info = AutoModel.from_pretrained(
+        source, config=config, dtype=dtype, output_loading_info=True, key_mapping=RENAMED
+    )
     unexpected = sorted(info["unexpected_keys"])
     unknown = [name for name in unexpected if name not in DROPPED and DEEPSTACK not in name]
     problems = {
@@ -253,6 +266,8 @@ def _merge_adapter(vlm: PreTrainedModel, adapter: Path) -> tuple[PreTrainedModel
     settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     settings["target_modules"] = sorted(targets)
     settings["modules_to_save"] = None  # the similarity; its temperature is read apart
+    for name in ("rank_pattern", "alpha_pattern"):
+        settings[name] = {rename(module): value for module, value in (settings.get(name) or {}).items()}
     with tempfile.TemporaryDirectory() as folder:
         save_file(weights, Path(folder) / "adapter_model.safetensors")
         (Path(folder) / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
@@ -274,7 +289,9 @@ def _renaming(vlm: PreTrainedModel) -> Callable[[str], str]:
 def _adapter_weights(adapter: Path) -> dict[str, torch.Tensor]:
     path = adapter / "adapter_model.safetensors"
     if not path.is_file():
-        raise ValueError(f"{adapter} has no adapter_model.safetensors; pickled weights are not read, save it as safetensors.")
+        raise ValueError(
+            f"{adapter} has no adapter_model.safetensors; pickled weights are not read, save it as safetensors."
+        )
     return load_file(path)
 
 
@@ -295,7 +312,9 @@ def _temperature(*folders: Path) -> tuple[float, str]:
 def _tokens_are_stored(processor: Any, config: PretrainedConfig) -> bool:
     vocabulary = processor.tokenizer.get_vocab()
     fields = {INSTRUCTION_START: "instruction_start_token_id", INSTRUCTION_END: "instruction_end_token_id"}
-    return all(token in vocabulary and getattr(config, name, None) == vocabulary[token] for token, name in fields.items())
+    return all(
+        token in vocabulary and getattr(config, name, None) == vocabulary[token] for token, name in fields.items()
+    )
 
 
 def _ids_fit(processor: Any, config: PretrainedConfig) -> bool:
@@ -320,7 +339,15 @@ def _local(source: str | Path) -> Path:
         return path
     if path.is_absolute() or str(source).startswith("."):
         raise FileNotFoundError(f"The folder {str(source)!r} does not exist; give a checkpoint's folder or its Hub id.")
-    return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]))
+    return Path(
+        snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"])
+    )
+
+
+def _refuse_ours(source: Path) -> None:
+    path = source / "config.json"
+    if path.is_file() and UMarvelConfig.get_config_dict(path)[0].get("model_type") == UMarvelConfig.model_type:
+        raise ValueError(f"{source} is a U-MARVEL checkpoint already; load it as it is.")
 
 
 def _empty_folder(out: str | Path) -> Path:

@@ -18,12 +18,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("umarvel_hf").setLevel(logging.INFO)
     try:
         verb(**options)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"umarvel: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("umarvel: stopped", file=sys.stderr)
         return 130
+    except Exception as error:
+        from safetensors import SafetensorError
+
+        if not isinstance(error, ValueError | TypeError | OSError | ImportError | SafetensorError):
+            raise
+        damaged = "a weights file is damaged; copy it again: " if isinstance(error, SafetensorError) else ""
+        print(f"umarvel: {damaged}{' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -53,7 +58,11 @@ def convert(*, src: str, out: Path, base: str | None, generation_prompt: str, in
     from umarvel_hf.checkpoint import convert
 
     report = convert(
-        src, out, base=base, generation_prompt=generation_prompt == "on", instruction_rows=instruction_rows  # type: ignore[arg-type]
+        src,
+        out,
+        base=base,
+        generation_prompt=generation_prompt == "on",
+        instruction_rows=instruction_rows,  # type: ignore[arg-type]
     )
     print(report)
     print(out)
@@ -63,8 +72,9 @@ def train(*, recipe: str, out: Path | None, data: Path | None, max_steps: int | 
     """Train a model as a recipe says; the same command again goes on where it stopped."""
     from umarvel_hf.data import MBeir
     from umarvel_hf.emoji import benchmark_dir
-    from umarvel_hf.trainer.recipe import train
+    from umarvel_hf.trainer.recipe import read_recipe, train
 
+    read_recipe(recipe)  # a misspelt one is refused before the benchmark is written
     benchmark = MBeir(data or benchmark_dir())
     print(train(recipe, out or Path("runs") / Path(recipe).stem, benchmark=benchmark, max_steps=max_steps))
 
@@ -98,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
     verb = _verb(verbs, demo, "umarvel demo")
-    verb.add_argument("--out", type=Path, default=Path("umarvel-demo"), help="folder of the results (default: %(default)s)")
+    verb.add_argument(
+        "--out", type=Path, default=Path("umarvel-demo"), help="folder of the results (default: %(default)s)"
+    )
     verb.add_argument("--train", action="store_true", help="train the model again from nothing first (about an hour)")
 
     verb = _verb(verbs, data, "umarvel data emoji-benchmark")
@@ -116,7 +128,9 @@ def _parser() -> argparse.ArgumentParser:
         "--generation-prompt", choices=("on", "off"), default="on", help="close the text with one more assistant turn"
     )
     verb.add_argument(
-        "--instruction-rows", choices=("mean", "stored"), help="embedding rows of the instruction tokens (default: detected)"
+        "--instruction-rows",
+        choices=("mean", "stored"),
+        help="embedding rows of the instruction tokens (default: detected)",
     )
 
     verb = _verb(verbs, train, "umarvel train emoji")

@@ -51,7 +51,7 @@ def run_demo(out: Path, *, train: bool = False) -> None:
     result.save(out / "result.json")
     print(result.table())
     logger.info("4/4 a few searches and the report")
-    index, pictures = _embedded_index(model, folder, benchmark)
+    index, pictures = _embedded_index(model, benchmark)
     for query in QUERIES:
         print(f"\n{query!r}")
         for hit in retrieve(model, index, query, instruction=INSTRUCTIONS["text"], k=3):
@@ -84,10 +84,9 @@ def search_pictures(
     query: dict[str, str | Path] = {**({"image": image} if image else {}), **({"text": text} if text else {})}
     if instruction is None:
         instruction = INSTRUCTIONS["image,text" if len(query) == 2 else next(iter(query))]
-    folder = Path(model or model_dir())
-    encoder = load(str(folder), device="cpu")
+    encoder = load(model or str(model_dir()))
     if images is None:
-        index, pictures = _embedded_index(encoder, folder, MBeir(benchmark_dir()))
+        index, pictures = _embedded_index(encoder, MBeir(benchmark_dir()))
     else:
         pictures = _pictures_in(images)
         index = build_index(encoder, list(pictures), [{"image": path} for path in pictures.values()])
@@ -109,10 +108,8 @@ def _pictures_in(folder: Path) -> dict[str, Path]:
     return {str(path.relative_to(folder)): path for path in found}
 
 
-def _embedded_index(
-    encoder: "SentenceTransformer", folder: Path, benchmark: MBeir
-) -> tuple[FlatIndex, dict[str, Path]]:
-    """All pictures of the test pools and their index, kept in the cache; ``folder`` is where the encoder came from."""
+def _embedded_index(encoder: "SentenceTransformer", benchmark: MBeir) -> tuple[FlatIndex, dict[str, Path]]:
+    """All pictures of the test pools and their index, which is kept in the cache."""
     pool = benchmark.union_pool("test")
     pictures = {did: one.image for did, one in pool.items() if one.image and not one.text}
 
@@ -121,8 +118,11 @@ def _embedded_index(
         items = [{"image": path} for path in pictures.values()]
         build_index(encoder, list(pictures), items, show_progress_bar=sys.stderr.isatty()).save(out)
 
-    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:12]
-    return FlatIndex.open(write_once(cache_dir() / f"{benchmark.root.name}-index-{weights}", fill)), pictures
+    weights = hashlib.sha256()
+    for _, tensor in sorted(encoder.state_dict().items()):
+        weights.update(tensor.float().cpu().numpy().tobytes())
+    name = f"{benchmark.root.name}-index-{weights.hexdigest()[:12]}"
+    return FlatIndex.open(write_once(cache_dir() / name, fill)), pictures
 
 
 def _line(hit: Hit, pictures: dict[str, Path]) -> str:

@@ -42,7 +42,7 @@ def encode(
         raise TypeError(f"items is a {type(items).__name__}; give a list of items, also for a single one.")
     items = list(items)
     if not items:
-        return np.zeros((0, model.get_embedding_dimension()), dtype=np.float32)
+        return np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
     # A list of chats is not one chat: the host reads a list of messages as a single item.
     if isinstance(items[0], dict) and "role" in items[0]:
         items = [[item] if isinstance(item, dict) and "role" in item else item for item in items]
@@ -51,7 +51,7 @@ def encode(
     try:
         return model.encode(items, prompt=prompt, batch_size=batch_size, show_progress_bar=show_progress_bar)
     except ValueError as error:
-        # The host sorts items into batches, so the error counts within its batch; and its class is the checkpoint's copy.
+        # The host sorts items into batches, so the error counts within its batch; its class is the checkpoint's copy.
         index = next((i for i, item in enumerate(items) if item is getattr(error, "item", error)), None)
         if index is None:
             raise
@@ -59,10 +59,21 @@ def encode(
 
 
 def load(model: str | Path, **kwargs: Any) -> "SentenceTransformer":
-    """Load a U-MARVEL checkpoint (folder or Hub id) as ``SentenceTransformer``; ``kwargs`` as there."""
+    """Load a U-MARVEL checkpoint (folder or Hub id) as ``SentenceTransformer``; ``kwargs`` as there.
+
+    Raises:
+        ValueError: It is another kind of model.
+    """
     from umarvel_hf._torchvision import ensure_torchvision
 
     ensure_torchvision()
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(str(model), trust_remote_code=True, **kwargs)
+    embedder = SentenceTransformer(str(model), trust_remote_code=True, **kwargs)
+    kind = getattr(getattr(getattr(embedder[0], "model", None), "config", None), "model_type", None)
+    if kind != "umarvel":
+        raise ValueError(
+            f"{model} is no U-MARVEL checkpoint (its model type is {kind!r}). Make one of it: "
+            f"`umarvel new {model} OUT`."
+        )
+    return embedder

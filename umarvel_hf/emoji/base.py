@@ -8,10 +8,10 @@ from typing import Any
 from umarvel_hf._torchvision import ensure_torchvision
 
 ensure_torchvision()
-import torch  # noqa: E402
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers  # noqa: E402
-from transformers import (  # noqa: E402
-    Qwen2TokenizerFast,
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    Qwen2Tokenizer,
     Qwen2VLConfig,
     Qwen2VLImageProcessor,
     Qwen2VLModel,
@@ -19,7 +19,7 @@ from transformers import (  # noqa: E402
     Qwen2VLVideoProcessor,
 )
 
-from umarvel_hf.data import MBeir  # noqa: E402
+from umarvel_hf.data import MBeir
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -30,6 +30,7 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+MERGE = 2  # patches a visual token, per side
 # The least a chat can say: sequences are short here, and every token costs.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' if message.role == 'user' else '<|im_end|>' }}"
@@ -52,9 +53,9 @@ class BaseSize:
     vision_layers: int = 3
     vision_heads: int = 4
     vision_mlp_ratio: int = 4
-    patch: int = 16
-    merge: int = 1
+    patch: int = 8
     image_side: int = 64
+    initializer_range: float = 0.06
 
 
 def build_base(benchmark: MBeir, out: Path, size: BaseSize, seed: int) -> Path:
@@ -74,7 +75,7 @@ def training_texts(benchmark: MBeir) -> list[str]:
     return [text for text in texts if text]
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Qwen2TokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Qwen2Tokenizer:
     """A lower-casing byte-level BPE with the backbone's special tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -87,9 +88,13 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Qwen2TokenizerFast
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    wrapped = Qwen2TokenizerFast(tokenizer_object=tokenizer)
+    wrapped = Qwen2Tokenizer(tokenizer_object=tokenizer)
     wrapped.add_special_tokens(
-        {"pad_token": SPECIAL_TOKENS[0], "eos_token": SPECIAL_TOKENS[2], "additional_special_tokens": list(SPECIAL_TOKENS)}
+        {
+            "pad_token": SPECIAL_TOKENS[0],
+            "eos_token": SPECIAL_TOKENS[2],
+            "additional_special_tokens": list(SPECIAL_TOKENS),
+        }
     )
     return wrapped
 
@@ -107,6 +112,7 @@ def _config(size: BaseSize, tokenizer: Any) -> Qwen2VLConfig:
             "num_attention_heads": size.heads,
             "num_key_value_heads": size.heads,
             "max_position_embeddings": 2048,
+            "initializer_range": size.initializer_range,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": rotary},
             "tie_word_embeddings": True,
             "bos_token_id": None,
@@ -121,7 +127,8 @@ def _config(size: BaseSize, tokenizer: Any) -> Qwen2VLConfig:
             "mlp_ratio": size.vision_mlp_ratio,
             "patch_size": size.patch,
             "temporal_patch_size": 2,
-            "spatial_merge_size": size.merge,
+            "spatial_merge_size": MERGE,
+            "initializer_range": size.initializer_range,
         },
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
@@ -133,7 +140,7 @@ def _config(size: BaseSize, tokenizer: Any) -> Qwen2VLConfig:
 
 def _processor(size: BaseSize, tokenizer: Any) -> Qwen2VLProcessor:
     pixels = {"shortest_edge": size.image_side**2, "longest_edge": size.image_side**2}
-    vision = {"patch_size": size.patch, "temporal_patch_size": 2, "merge_size": size.merge, "size": pixels}
+    vision: dict[str, Any] = {"patch_size": size.patch, "temporal_patch_size": 2, "merge_size": MERGE, "size": pixels}
     return Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(**vision),
         video_processor=Qwen2VLVideoProcessor(**vision),

@@ -15,8 +15,8 @@ def cache_dir() -> Path:
 def write_once(out: Path, fill: Callable[[Path], None]) -> Path:
     """Fill a folder beside ``out`` and rename it at the end; a folder that is there already is taken as it is.
 
-    A folder gets its name only when it is complete, so one that was left half-way is never taken for a whole one, and of
-    two processes that write the same folder one wins and both find it.
+    A folder gets its name only when it is complete, so one that was left half-way is never taken for a whole one, and
+    of two processes that write the same folder one wins and both find it.
     """
     if out.is_dir():
         return out

@@ -1,0 +1,247 @@
+"""The command ``umarvel``: every verb as a user calls it, and one line for whatever a user gets wrong."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from PIL import Image
+
+from colours import COLOURS, TINY_RECIPE, write_benchmark, write_training_split
+from foreign import CHECKOUT, WARNINGS_ARE_ERRORS
+from hub_server import HubServer
+from umarvel_hf.cli import main
+from umarvel_hf.encoding import encode, load
+
+VERBS = ("demo", "data", "new", "convert", "train", "search")
+REFERENCE = CHECKOUT / "tests/golden/qwen2_vl_published/checkpoint"
+
+
+@pytest.fixture
+def umarvel(capsys, monkeypatch, tmp_path):
+    """``umarvel(*arguments) -> stdout`` in an empty folder with an empty cache; asserts that it ends well."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("UMARVEL_CACHE", str(tmp_path / "cache"))
+
+    def run(*arguments):
+        capsys.readouterr()
+        assert main([str(one) for one in arguments]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch, tmp_path):
+    """``refused(*arguments) -> message``: asserts exit status 2, nothing on stdout and one line that says why."""
+    monkeypatch.setenv("UMARVEL_CACHE", str(tmp_path / "cache"))
+
+    def run(*arguments):
+        capsys.readouterr()
+        assert main([str(one) for one in arguments]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and "Traceback" not in err
+        assert err.endswith("\n")
+        message = err.splitlines()[-1]
+        assert message.startswith("umarvel: ")
+        return message.removeprefix("umarvel: ")
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory):
+    """A folder of six pictures, one of them deeper."""
+    folder = tmp_path_factory.mktemp("squares")
+    (folder / "more").mkdir()
+    for colour, rgb in COLOURS.items():
+        Image.new("RGB", (56, 56), rgb).save(folder / ("more" if colour == "cyan" else "") / f"{colour}.png")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    return write_training_split(write_benchmark(tmp_path_factory.mktemp("benchmark")), repeats=2)
+
+
+def test_the_help_of_every_verb_loads_nothing_heavy_and_gives_an_example():
+    code = f"""
+import sys
+from umarvel_hf.cli import main
+for verb in {VERBS}:
+    try:
+        main([verb, "--help"])
+    except SystemExit as end:
+        assert end.code == 0
+print("loaded:", *{{name.partition(".")[0] for name in sys.modules}})
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    told, _, loaded = done.stdout.partition("loaded:")
+    assert {"torch", "transformers", "numpy", "PIL", "faiss", "yaml"}.isdisjoint(loaded.split())
+    assert re.findall(r"^example: umarvel (\w+)", told, re.MULTILINE) == list(VERBS)
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith("umarvel_hf ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["new", "base"], ["search", "-k", "many"], ["demo", "--fast"]])
+def test_a_command_that_cannot_be_read_shows_the_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "usage: umarvel" in capsys.readouterr().err
+
+
+def test_data_writes_the_benchmark_and_says_where(umarvel, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr("umarvel_hf.emoji.write_benchmark", lambda out: written.append(out) or out)
+    assert umarvel("data", tmp_path / "emoji") == f"{tmp_path / 'emoji'}\n"
+    assert written == [tmp_path / "emoji"]
+
+
+def test_new_makes_a_checkpoint(umarvel, bases, tmp_path):
+    assert umarvel("new", bases("qwen2_vl"), tmp_path / "fresh") == f"{tmp_path / 'fresh'}\n"
+    assert encode(load(str(tmp_path / "fresh"), device="cpu"), ["a dog"]).shape == (1, 32)
+
+
+def test_new_takes_a_base_from_the_hub(bases, checkpoint, tmp_path):
+    code = """
+import sys
+from huggingface_hub import HfApi
+from umarvel_hf.cli import main
+
+HfApi().create_repo("tester/base")
+HfApi().upload_folder(repo_id="tester/base", folder_path=sys.argv[1])
+sys.exit(main(["new", "tester/base", sys.argv[2]]))
+"""
+    command = [sys.executable, *WARNINGS_ARE_ERRORS, "-c", code, str(bases("qwen2_vl")), str(tmp_path / "fresh")]
+    with HubServer() as server:
+        environment = os.environ | server.environment(tmp_path / "home")
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in ("model.safetensors", "tokenizer.json", "chat_template.jinja"):
+        assert (tmp_path / "fresh" / name).read_bytes() == (checkpoint / name).read_bytes()
+
+
+def test_convert_reports_what_it_found_and_obeys_its_options(umarvel, tmp_path):
+    printed = umarvel("convert", REFERENCE, tmp_path / "plain")
+    assert printed.splitlines()[-1] == str(tmp_path / "plain")
+    assert f"source: {REFERENCE}\n" in printed and "generation prompt: True\n" in printed
+    options = ("--generation-prompt", "off", "--instruction-rows", "mean")
+    printed = umarvel("convert", REFERENCE, tmp_path / "other", *options)
+    assert "generation prompt: False\n" in printed and "instruction rows: mean\n" in printed
+    templates = [(tmp_path / name / "chat_template.jinja").read_text() for name in ("plain", "other")]
+    assert templates[0] != templates[1]
+
+
+def test_train_follows_a_recipe_and_goes_on(umarvel, benchmark, tmp_path):
+    (tmp_path / "quick.yaml").write_text(yaml.safe_dump(TINY_RECIPE))
+    command = ("train", tmp_path / "quick.yaml", "--data", benchmark, "--max-steps", 2)
+    assert umarvel(*command).splitlines()[-1] == "runs/quick/model"
+    assert encode(load("runs/quick/model", device="cpu"), ["red."]).shape == (1, 32)
+    assert umarvel(*command) == "runs/quick/model\n"
+    assert umarvel(*command, "--out", tmp_path / "elsewhere").splitlines()[-1] == str(tmp_path / "elsewhere/model")
+
+
+def test_search_finds_a_picture_in_a_folder_of_ones_own(umarvel, checkpoint, squares):
+    place = ("--images", squares, "--model", checkpoint)
+    by_picture = umarvel("search", "--image", squares / "blue.png", "--instruction", "", *place, "-k", 3).splitlines()
+    assert len(by_picture) == 3
+    assert by_picture[0] == f"1.000  blue.png  {squares / 'blue.png'}"
+    by_text = umarvel("search", "a blue square", *place, "-k", 99).splitlines()
+    assert len(by_text) == 6 and any("more/cyan.png" in line for line in by_text)
+    assert by_text == umarvel("search", "--text", "a blue square", *place, "-k", 99).splitlines()
+    both = umarvel("search", "a blue square", "--image", squares / "red.png", *place, "-k", 99).splitlines()
+    steered = umarvel("search", "a blue square", *place, "-k", 99, "--instruction", "Find another.").splitlines()
+    assert both != by_text != steered
+
+
+def test_search_looks_through_the_embedded_pictures_and_keeps_their_index(
+    umarvel, checkpoint, benchmark, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("umarvel_hf.demo.benchmark_dir", lambda: benchmark)
+    monkeypatch.setattr("umarvel_hf.demo.model_dir", lambda: checkpoint)
+    first = umarvel("search", "a red heart")
+    assert len(first.splitlines()) == 5
+    assert all(line.endswith(".png") and str(benchmark) in line for line in first.splitlines())
+    monkeypatch.setattr("umarvel_hf.demo.build_index", lambda *_, **__: pytest.fail("the pictures were encoded again"))
+    assert umarvel("search", "a red heart") == first
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_search_that_makes_no_sense_is_refused(refused, checkpoint, squares, tmp_path):
+    place = ("--images", squares, "--model", checkpoint)
+    assert refused("search", *place) == "there is nothing to search for; give a text, --image, or both."
+    assert "two texts are given, 'a' and --text 'b'; give one." in refused("search", "a", "--text", "b", *place)
+    assert "the file 'nope.png' does not exist" in refused("search", "--image", "nope.png", *place)
+    assert "k is 0; it must be at least 1" in refused("search", "a", *place, "-k", 0)
+    assert "notes.txt' is not a picture" in refused("search", "--image", squares / "notes.txt", *place)
+
+
+def test_a_folder_without_readable_pictures_is_refused(refused, checkpoint, tmp_path):
+    search = ("search", "a", "--model", checkpoint, "--images")
+    assert "nothing' does not exist; check --images" in refused(*search, tmp_path / "nothing")
+    (tmp_path / "pictures").mkdir()
+    assert "holds no picture (.png" in refused(*search, tmp_path / "pictures")
+    (tmp_path / "pictures/cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert "cut.png' is not a picture that Pillow can read" in refused(*search, tmp_path / "pictures")
+
+
+def test_a_model_that_is_not_there_or_not_right_is_refused(refused, bases, checkpoint, squares, tmp_path):
+    search = ("search", "a", "--images", squares, "--model")
+    assert "nothing not found" in refused(*search, tmp_path / "nothing")
+    assert "couldn't connect" in refused(*search, "nobody/nothing")  # its message has two lines
+    told = refused(*search, bases("qwen2_vl"))
+    assert "is no U-MARVEL checkpoint (its model type is 'qwen2_vl'). Make one of it: `umarvel new " in told
+    weights = shutil.copytree(checkpoint, tmp_path / "cut") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "a weights file is damaged; copy it again" in refused(*search, tmp_path / "cut")
+
+
+def test_folders_that_hold_something_are_not_written_to(refused, bases, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").write_text("mine")
+    wanted = "exists and is not an empty folder; name another one or remove it."
+    assert wanted in refused("new", bases("qwen2_vl"), tmp_path / "full")
+    assert wanted in refused("convert", REFERENCE, tmp_path / "full")
+    assert "full is not empty" in refused("data", tmp_path / "full")
+    assert (tmp_path / "full/notes.txt").read_text() == "mine"
+
+
+def test_sources_that_are_not_there_or_not_right_are_refused(refused, checkpoint, tmp_path):
+    out = tmp_path / "out"
+    assert "nothing' does not exist" in refused("new", tmp_path / "nothing", out)
+    assert "nothing' does not exist" in refused("convert", tmp_path / "nothing", out)
+    for verb in ("new", "convert"):
+        assert "is a U-MARVEL checkpoint already; load it as it is." in refused(verb, checkpoint, out)
+    told = "emojis is neither a file nor a shipped recipe; shipped are: emoji."
+    assert refused("train", "emojis") == told
+    assert not (tmp_path / "cache").exists()  # the benchmark was not written for it
+    assert "nothing is not a folder" in refused("train", "emoji", "--data", tmp_path / "nothing", "--out", out)
+    (tmp_path / "wrong.yaml").write_text("name: tiny\ncolour: red\n")
+    assert "wrong.yaml: unknown keys ['colour'], missing" in refused("train", tmp_path / "wrong.yaml")
+    assert not out.exists()
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
+    monkeypatch.setattr("umarvel_hf.emoji.write_benchmark", lambda out: {}["missing"])
+    with pytest.raises(KeyError):
+        main(["data", str(tmp_path / "out")])
+
+
+def test_stopping_ends_quietly(monkeypatch, tmp_path, capsys):
+    def stopped(out):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("umarvel_hf.emoji.write_benchmark", stopped)
+    assert main(["data", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "umarvel: stopped\n"

@@ -1,0 +1,245 @@
+"""Training journeys: any backbone, adapters, the temperature, resuming."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from peft import LoraConfig, PeftModel
+from transformers import AutoModel
+
+from backbones import FAMILIES
+from umarvel_hf.encoding import load
+from umarvel_hf.modeling.modeling_umarvel import UMarvelModel
+from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
+from umarvel_hf.trainer.losses import similarity_of
+from umarvel_hf.trainer.trainer import UMarvelTrainer
+
+INSTRUCTION = "Find an image that matches the given text."
+DECODER_LAYERS = r".*layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+
+
+def close(left, right, atol=1e-5):
+    np.testing.assert_allclose(np.asarray(left), np.asarray(right), rtol=0, atol=atol)
+
+
+@pytest.fixture(scope="module")
+def rows(pictures):
+    """Sixteen rows: a text, and a picture that belongs to it."""
+    words = [
+        "dog",
+        "bench",
+        "woman",
+        "red",
+        "green",
+        "circle",
+        "square",
+        "house",
+        "tree",
+        "moon",
+        "sun",
+        "star",
+        "cat",
+        "bird",
+        "fish",
+        "lamp",
+    ]
+    columns = {"query": [f"a {word}" for word in words], "positive": [pictures[at % 3] for at in range(len(words))]}
+    return Dataset.from_dict(columns).cast_column("positive", ImageFeature())
+
+
+@pytest.fixture(scope="module")
+def items(pictures):
+    return ["a dog", pictures[0], {"image": pictures[1], "text": "a bench"}]
+
+
+def train(model, rows, out, **settings):
+    defaults = {
+        "per_device_train_batch_size": 4,
+        "mini_batch_size": 2,
+        "max_steps": 5,
+        "learning_rate": 1e-3,
+        "temperature_learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    resume = settings.pop("resume_from_checkpoint", None)
+    arguments = UMarvelTrainingArguments(str(out), **(defaults | settings))
+    trainer = UMarvelTrainer(model=model, args=arguments, train_dataset=rows)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_backbone_trains_with_gradient_caching_and_is_saved(checkpoints, rows, items, tmp_path, family):
+    model = load(checkpoints(family))
+    before = model.encode(items)
+    trainer = train(model, rows, tmp_path / "run", prompts={"query": INSTRUCTION})
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 5 and all(math.isfinite(loss) for loss in losses) and losses[0] > 0
+    after = model.encode(items)
+    assert np.abs(after - before).max() > 1e-3
+    model.save_pretrained(tmp_path / "trained")
+    close(load(tmp_path / "trained").encode(items), after, atol=1e-6)
+    untouched = dict(load(checkpoints(family)).named_parameters())
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, untouched[name])}
+    for part in ("similarity.log_temperature", "layers.0", "embed_tokens"):
+        assert any(part in name for name in moved), part
+    assert any("visual" in name or "vision" in name for name in moved)
+
+
+def test_training_lowers_the_loss(checkpoint, tmp_path):
+    words = ["dog", "bench", "woman", "red", "green", "circle", "square", "house"]
+    rows = Dataset.from_dict({"query": [f"a {word}" for word in words], "positive": [f"the {word}" for word in words]})
+    trainer = train(load(checkpoint), rows, tmp_path, per_device_train_batch_size=8, mini_batch_size=None, max_steps=25)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert np.mean(losses[-3:]) < 0.5 * losses[0]
+
+
+def test_the_temperature_moves_at_its_own_rate_is_logged_saved_and_reloaded(checkpoint, rows, tmp_path):
+    model = load(checkpoint)
+    start = similarity_of(model).temperature.item()
+    trainer = train(
+        model, rows, tmp_path / "run", learning_rate=0.0, max_steps=1, optim="adamw_torch", weight_decay=0.0
+    )
+    # Adam's first step is as long as the learning rate, here that of the logarithm; nothing else learns.
+    moved = similarity_of(model).log_temperature.item() - math.log(start)
+    assert abs(moved) == pytest.approx(0.01, rel=1e-3)
+    frozen = dict(load(checkpoint).named_parameters())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, frozen[name]) != name.endswith("log_temperature"), name
+    logged = [entry["temperature"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logged) == 1 and logged[-1] == pytest.approx(similarity_of(model).temperature.item(), abs=1e-6)
+    model.save_pretrained(tmp_path / "trained")
+    assert similarity_of(load(tmp_path / "trained")).temperature.item() == similarity_of(model).temperature.item()
+    again = UMarvelModel.from_pretrained(tmp_path / "trained", init_temperature=0.5)  # the weights' own is what counts
+    assert again.similarity.temperature.item() == similarity_of(model).temperature.item()
+
+
+def test_a_resumed_run_equals_an_unbroken_one(checkpoint, rows, tmp_path):
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "lr_scheduler_type": "linear"}
+    unbroken, resumed = load(checkpoint), load(checkpoint)
+    train(unbroken, rows, tmp_path / "unbroken", **settings)
+    shutil.copytree(tmp_path / "unbroken/checkpoint-3", tmp_path / "resumed/checkpoint-3")
+    train(
+        resumed, rows, tmp_path / "resumed", resume_from_checkpoint=str(tmp_path / "resumed/checkpoint-3"), **settings
+    )
+    expected = dict(unbroken.named_parameters())
+    for name, parameter in resumed.named_parameters():
+        assert torch.equal(parameter, expected[name]), name
+    fresh = dict(load(checkpoint).named_parameters())
+    assert any(not torch.equal(fresh[name], parameter) for name, parameter in expected.items())
+
+
+def test_a_checkpoint_of_a_run_loads_by_itself(checkpoint, rows, items, tmp_path):
+    model = load(checkpoint)
+    train(model, rows, tmp_path, max_steps=2, save_strategy="steps", save_steps=2)
+    close(load(tmp_path / "checkpoint-2").encode(items, prompt=INSTRUCTION), model.encode(items, prompt=INSTRUCTION))
+    assert AutoModel.from_pretrained(tmp_path / "checkpoint-2", trust_remote_code=True).config.bidirectional
+
+
+# sentence-transformers 6.2 passes it on by a name that transformers 5.23 has deprecated.
+@pytest.mark.filterwarnings("ignore:`SentenceTransformer` only defines `gradient_checkpointing_enable`:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+def test_activation_checkpointing_trains_the_same_model(checkpoint, rows, tmp_path):
+    plain, checkpointed = load(checkpoint), load(checkpoint)
+    train(plain, rows, tmp_path / "plain", max_steps=2, optim="sgd", learning_rate=0.1)
+    train(
+        checkpointed,
+        rows,
+        tmp_path / "saving",
+        max_steps=2,
+        optim="sgd",
+        learning_rate=0.1,
+        activation_checkpointing=True,
+    )
+    assert checkpointed[0].model.is_activation_checkpointing and not plain[0].model.is_activation_checkpointing
+    expected = dict(plain.named_parameters())
+    for name, parameter in checkpointed.named_parameters():
+        torch.testing.assert_close(parameter, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_rows_may_bring_hard_negatives_and_ids(checkpoint, tmp_path, pictures):
+    rows = Dataset.from_dict({
+        "query": ["a dog", "a bench", "a dog", "red"],
+        "positive": ["the dog", "the bench", "one dog", "the red"],
+        "negative": ["a cat", "a chair", "a cow", "blue"],
+        "label": [[1, 10, 12], [2, 11, -1], [1, 12, 10], [3, 13, -1]],
+    })  # fmt: skip
+    trainer = train(load(checkpoint), rows, tmp_path, max_steps=1)
+    assert math.isfinite(trainer.state.log_history[0]["loss"])
+
+
+def adapted(checkpoint, rows, out, **settings):
+    model = load(checkpoint)
+    model.add_adapter(
+        LoraConfig(r=4, target_modules=DECODER_LAYERS, modules_to_save=["similarity"], task_type="FEATURE_EXTRACTION")
+    )
+    return model, train(model, rows, out, learning_rate=1e-2, **settings)
+
+
+def reaches_back(model):
+    """Whether the last token changes the state of the first."""
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]])
+    with torch.no_grad():
+        states = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    return (states[0, 0] - states[1, 0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "smolvlm"])
+def test_an_adapter_is_saved_reloaded_and_merged_and_stays_bidirectional(checkpoints, rows, items, tmp_path, family):
+    checkpoint = checkpoints(family)
+    model, trainer = adapted(checkpoint, rows, tmp_path / "run", max_steps=3)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name or "similarity" in name for name in trained)
+    temperature = similarity_of(model).temperature.item()
+    assert temperature != pytest.approx(0.05, rel=1e-3)
+    assert trainer.state.log_history[-2]["temperature"] == pytest.approx(temperature, abs=1e-6)
+    expected = model.encode(items, prompt=INSTRUCTION)
+    assert np.abs(expected - load(checkpoint).encode(items, prompt=INSTRUCTION)).max() > 1e-3
+
+    model.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter/config.json").exists() and not (tmp_path / "adapter/model.safetensors").exists()
+    settings = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(checkpoint)
+    reloaded = load(tmp_path / "adapter")
+    close(reloaded.encode(items, prompt=INSTRUCTION), expected, atol=1e-6)
+    assert similarity_of(reloaded).temperature.item() == pytest.approx(temperature, abs=1e-7)
+    assert reaches_back(reloaded[0].model)
+
+    base = UMarvelModel.from_pretrained(checkpoint)
+    merged = PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload(safe_merge=True)
+    assert isinstance(merged, UMarvelModel) and reaches_back(merged)
+    shutil.copytree(checkpoint, tmp_path / "merged")
+    merged.save_pretrained(tmp_path / "merged")
+    as_a_whole = load(tmp_path / "merged")
+    close(as_a_whole.encode(items, prompt=INSTRUCTION), expected)
+    assert similarity_of(as_a_whole).temperature.item() == pytest.approx(temperature, abs=1e-7)
+    assert reaches_back(as_a_whole[0].model)
+    straight = AutoModel.from_pretrained(tmp_path / "adapter", trust_remote_code=True)
+    assert reaches_back(straight)
+
+
+def test_a_frozen_temperature_with_a_rate_of_its_own_is_an_error(checkpoint, rows, tmp_path):
+    model = load(checkpoint)
+    model.add_adapter(LoraConfig(r=4, target_modules=DECODER_LAYERS))
+    with pytest.raises(ValueError, match=r"temperature is frozen.*modules_to_save=\['similarity'\]"):
+        train(model, rows, tmp_path)
+
+
+def test_the_arguments_carry_the_rate_of_the_temperature_as_the_host_reads_it(tmp_path):
+    arguments = UMarvelTrainingArguments(str(tmp_path), temperature_learning_rate=0.5, report_to="none", use_cpu=True)
+    assert arguments.learning_rate_mapping == {r"similarity\..*log_temperature$": 0.5}
+    other = {"a": 0.1}
+    arguments = UMarvelTrainingArguments(
+        str(tmp_path), learning_rate_mapping=other, temperature_learning_rate=0.5, report_to="none", use_cpu=True
+    )
+    assert arguments.learning_rate_mapping == {"a": 0.1, r"similarity\..*log_temperature$": 0.5} and other == {"a": 0.1}
