@@ -55,17 +55,6 @@ class UMarvelConfig(PretrainedConfig):
         instruction_end_token_id: int | None = None,
         **kwargs: Any,
     ) -> None:
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling is {pooling!r}; it must be one of {POOLINGS}.")
-        if positions not in POSITIONS:
-            raise ValueError(f"positions is {positions!r}; it must be one of {POSITIONS}.")
-        if not init_temperature > 0:
-            raise ValueError(f"init_temperature is {init_temperature}; it must be above 0.")
-        if (instruction_start_token_id is None) != (instruction_end_token_id is None):
-            raise ValueError(
-                f"instruction_start_token_id is {instruction_start_token_id} and instruction_end_token_id is "
-                f"{instruction_end_token_id}; give both, or neither for a model that leaves nothing out of pooling."
-            )
         if vlm_config is None:
             # transformers builds every configuration once without arguments, to find what differs from the defaults.
             vlm_config = {"model_type": "qwen2_vl"}
@@ -81,7 +70,22 @@ class UMarvelConfig(PretrainedConfig):
         self.emb_token_id = emb_token_id
         self.instruction_start_token_id = instruction_start_token_id
         self.instruction_end_token_id = instruction_end_token_id
+        self.check_fields()
         super().__init__(**kwargs)
+
+    def check_fields(self) -> None:
+        """Raise ``ValueError`` if a field holds a value that is not listed above."""
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling is {self.pooling!r}; it must be one of {POOLINGS}.")
+        if self.positions not in POSITIONS:
+            raise ValueError(f"positions is {self.positions!r}; it must be one of {POSITIONS}.")
+        if not self.init_temperature > 0:
+            raise ValueError(f"init_temperature is {self.init_temperature}; it must be above 0.")
+        if (self.instruction_start_token_id is None) != (self.instruction_end_token_id is None):
+            raise ValueError(
+                f"instruction_start_token_id is {self.instruction_start_token_id} and instruction_end_token_id is "
+                f"{self.instruction_end_token_id}; give both, or neither to leave nothing out of pooling."
+            )
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
         """The configuration of the backbone's decoder."""

@@ -1,5 +1,6 @@
 """The one place where an item (text, picture, video, several of them, a chat) is checked and becomes a chat."""
 
+import io
 import mimetypes
 import re
 from collections.abc import Callable, Sequence
@@ -63,13 +64,18 @@ def load_image(source: Any) -> Image.Image:
     """Decode one picture to RGB; a file is turned upright as its EXIF data says.
 
     Args:
-        source: str or Path of a file, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+        source: str or Path of a file, a PIL image, a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or
+            ``{"bytes", "path"}``, as the datasets library keeps a picture inside a dict.
 
     Raises:
         ValueError, TypeError, OSError: What is wrong with it, and what to do.
     """
+    if isinstance(source, dict) and source.keys() == {"bytes", "path"}:
+        source = source["path"] if source["bytes"] is None else io.BytesIO(source["bytes"])
     if isinstance(source, str | Path):
         image = _open_image(_existing_file(source))
+    elif isinstance(source, io.BytesIO):
+        image = _open_image(source)
     elif isinstance(source, Image.Image):
         image = source
     elif hasattr(source, "__array__"):
@@ -144,9 +150,15 @@ def _values(kind: str, value: Any) -> list[Any]:
         return []
     if kind == "text" or not isinstance(value, list | tuple):
         return [value]
-    if kind == "video" and value and not all(isinstance(entry, str | Path | dict | list) for entry in value):
+    if kind == "video" and value and not all(_is_video(entry) for entry in value):
         return [list(value)]
     return list(value)
+
+
+def _is_video(entry: Any) -> bool:
+    if isinstance(entry, str | Path):
+        return not (mimetypes.guess_type(str(entry))[0] or "").startswith("image/")
+    return isinstance(entry, dict | list)
 
 
 def _message(message: Message, read_video: VideoReader) -> Message:
@@ -199,9 +211,10 @@ def _existing_file(source: str | Path) -> Path:
     return path
 
 
-def _open_image(path: Path) -> Image.Image:
+def _open_image(source: Path | io.BytesIO) -> Image.Image:
+    path = source if isinstance(source, Path) else "a picture in memory"
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             image.load()
             return ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:

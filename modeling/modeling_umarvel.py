@@ -2,18 +2,20 @@
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput, cached_file, can_return_tuple
 
 from .configuration_umarvel import UMarvelConfig
 
-MODALITIES = ("text", "image", "video", "message")
 SENTENCE_TRANSFORMERS_CODE = ("sentence_transformers_umarvel.py", "messages_umarvel.py")
 PROMPTS = {
     "query": "",
@@ -110,6 +112,7 @@ class UMarvelModel(PreTrainedModel):
 
     def __init__(self, config: UMarvelConfig) -> None:
         super().__init__(config)
+        config.check_fields()  # once more: `from_pretrained(…, pooling="max")` sets the field after its own check
         # Here and not in the configuration: an adapter carries no config.json, and `from_pretrained(…,
         # bidirectional=False)` sets the field after the configuration was built.
         config.get_text_config().is_causal = not config.bidirectional
@@ -201,7 +204,7 @@ class UMarvelModel(PreTrainedModel):
             path = folder / name
             if not path.is_file():
                 path.parent.mkdir(exist_ok=True)
-                path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+                path.write_text(content, encoding="utf-8")
 
     def _code_file(self, name: str) -> Path:
         """Our own file ``name``: beside this one when installed, else in the checkpoint that this model came from."""
@@ -218,38 +221,50 @@ def _never_cache(config: PreTrainedConfig) -> None:
             _never_cache(getattr(config, name))
 
 
-def sentence_transformers_files(normalize: bool) -> dict[str, Any]:
-    """Name and content of the JSON files that make a saved model a ``SentenceTransformer``."""
+def sentence_transformers_files(normalize: bool) -> dict[str, str]:
+    """Name and content of the files that make a saved model a ``SentenceTransformer``, as that itself saves them."""
     forward = {"method": "forward", "method_output_name": "pooler_output"}
-    modality_config = {modality: dict(forward) for modality in MODALITIES}
-    modality_config["message"]["format"] = "structured"
     modules = [("", "sentence_transformers_umarvel.UMarvelTransformer")]
     if normalize:
         modules.append(("1_Normalize", "sentence_transformers.base.modules.normalize.Normalize"))
-    files: dict[str, Any] = {
-        "modules.json": [
-            {"idx": index, "name": str(index), "path": path, "type": kind} for index, (path, kind) in enumerate(modules)
-        ],
-        "sentence_bert_config.json": {
-            "transformer_task": "feature-extraction",
-            "module_output_name": "sentence_embedding",
-            "modality_config": modality_config,
-            # Flattened batches carry no padding mask, and with it the span and the rows would be lost.
-            "unpad_inputs": False,
+    module = {
+        "transformer_task": "feature-extraction",
+        "modality_config": {
+            "text": forward,
+            "image": forward,
+            "video": forward,
+            "message": {**forward, "format": "structured"},
         },
-        "config_sentence_transformers.json": {
-            "model_type": "SentenceTransformer",
-            "prompts": PROMPTS,
-            "default_prompt_name": None,
-            "similarity_fn_name": "cosine",
-        },
+        "module_output_name": "sentence_embedding",
+        # Flattened batches carry no padding mask, and with it the span and the rows would be lost.
+        "unpad_inputs": False,
+    }
+    model = {
+        "__version__": _versions(),
+        "model_type": "SentenceTransformer",
+        "prompts": PROMPTS,
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    }
+    files = {
+        "modules.json": json.dumps(
+            [{"idx": at, "name": str(at), "path": path, "type": kind} for at, (path, kind) in enumerate(modules)],
+            indent=2,
+        ),
+        "sentence_bert_config.json": json.dumps(module, indent=4),
+        "config_sentence_transformers.json": json.dumps(model, indent=2, sort_keys=True),
     }
     if normalize:
-        files["1_Normalize/config.json"] = {
-            "module_input_name": "sentence_embedding",
-            "module_output_name": "sentence_embedding",
-        }
+        keys = {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}
+        files["1_Normalize/config.json"] = json.dumps(keys, indent=4)
     return files
+
+
+def _versions() -> dict[str, str]:
+    versions = {"transformers": transformers.__version__, "pytorch": torch.__version__}
+    with suppress(PackageNotFoundError):  # a model is loaded and saved without it, too
+        versions["sentence_transformers"] = version("sentence-transformers")
+    return versions
 
 
 UMarvelModel.register_for_auto_class("AutoModel")

@@ -1,5 +1,6 @@
 """The Sentence Transformers module of a U-MARVEL checkpoint: checks items, brings them to chats, calls the host."""
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,10 @@ try:
 except ImportError:
     av = None  # type: ignore[assignment]
 
-# Frames given without a clock count as sampled at the reference's rate (recipe.md §1.6).
-FRAMES_PER_SECOND = 2.0
+# Frames of a film are sampled at the reference's rate where the processor has none of its own (recipe.md §1.6).
+SAMPLED_FRAMES_PER_SECOND = 2.0
+# Frames given without a clock count as processors count them, so every way to a vector gives the same one.
+FRAMES_PER_SECOND = 24.0
 
 
 class UMarvelTransformer(Transformer):
@@ -43,8 +46,33 @@ class UMarvelTransformer(Transformer):
             processing_kwargs: As in the host, per call.
 
         Raises:
-            ItemError: Names the position in ``inputs`` and what to do.
+            ItemError: Names the position in ``inputs`` (inside ``encode``, in what was given to it) and what to do.
         """
+        try:
+            return self._preprocess(inputs, prompt, processing_kwargs, **kwargs)
+        except ItemError as error:
+            raise ItemError(_place(error.item, error.index), error.item, error.reason) from error
+        except ValueError:
+            # The processor refused the batch, and does not say for which item.
+            for index, item in enumerate(inputs):
+                try:
+                    self._preprocess([item], prompt, processing_kwargs, **kwargs)
+                except ValueError as error:
+                    reason = f"the processor refuses it ({error}); change it or leave it out."
+                    raise ItemError(_place(item, index), item, reason) from error
+            raise
+
+    @property
+    def modalities(self) -> list[Any]:
+        """What the host lets through to our check: sound too, which is refused there, by index.
+
+        The host takes a greyscale array for sound.
+        """
+        return [*super().modalities, "audio"]
+
+    def _preprocess(
+        self, inputs: Sequence[Any], prompt: str | None, processing_kwargs: ProcessingKwargs | None, **kwargs: Any
+    ) -> dict[str, Any]:
         metadata: list[dict[str, Any]] = []
         conversations = to_conversations(inputs, partial(self._read_video, metadata=metadata))
         if metadata:
@@ -79,12 +107,13 @@ class UMarvelTransformer(Transformer):
         clash = "pixel_values" in names and any(images)
         if len(lengths) > 1 or clash or ("pixel_values" in names and len({len(chat) for chat in videos if chat}) > 1):
             index = next(at for at, chat in enumerate(videos) if chat)
+            alone = not (clash and images[index])
             raise ItemError(
                 index,
                 inputs[index],
                 f"{type(self.processor).__name__} stacks the videos of a batch, so they need one number of frames "
-                f"(found {sorted(lengths)}){' and no picture beside them' if clash else ''}. Encode videos apart, with "
-                "batch_size=1.",
+                f"(found {sorted(lengths)}){' and no picture beside them' if clash else ''}. "
+                f"{'Encode videos apart, with batch_size=1.' if alone else 'Leave out its video or its pictures.'}",
             )
 
     def _apply_chat_template(  # type: ignore[override]  # every item is a chat of plain messages by now
@@ -135,6 +164,20 @@ class UMarvelTransformer(Transformer):
         return frames
 
 
+def _place(item: Any, index: int) -> int:
+    """The place of an item in the list that was given to the host's ``encode``, else ``index``.
+
+    ``encode`` sorts its list and cuts it into batches before it asks for our check, and hands on no places. So, only
+    where an item is refused, the list is looked up among the callers.
+    """
+    frame = sys._getframe(1)
+    while (frame := frame.f_back) is not None:  # type: ignore[assignment]
+        given = frame.f_locals.get("inputs")
+        if frame.f_code.co_name == "encode" and isinstance(given, list):
+            return next((at for at, one in enumerate(given) if one is item), index)
+    return index
+
+
 def _media(messages: list[list[dict[str, Any]]], kind: str) -> list[list[Any]]:
     """The pictures or videos of each chat, in order."""
     return [
@@ -149,12 +192,12 @@ def _decode_video(path: Path, sampler: Any) -> tuple[np.ndarray, dict[str, Any]]
     settings = {name: getattr(sampler, name, None) for name in ("num_frames", "fps", "min_frames", "max_frames")}
     settings = {name: value for name, value in settings.items() if value is not None}
     if not {"num_frames", "fps"} & set(settings):
-        settings["fps"] = FRAMES_PER_SECOND
+        settings["fps"] = SAMPLED_FRAMES_PER_SECOND
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             total = stream.frames or sum(1 for _ in container.decode(stream))  # some formats do not store their number
-            clock = _clock(total, float(stream.average_rate or FRAMES_PER_SECOND))
+            clock = _clock(total, float(stream.average_rate or SAMPLED_FRAMES_PER_SECOND))
             wanted = [int(index) for index in sampler.sample_frames(metadata=VideoMetadata(**clock), **settings)]
             container.seek(0)
             frames = {

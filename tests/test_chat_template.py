@@ -106,6 +106,7 @@ def test_an_item_is_written_as_media_then_instruction_then_text(render):
     assert render(user(IMAGE)) == picture
     assert render(user(IMAGE, IMAGE, VIDEO, "a dog")) == f"{picture}{picture}{film}a dog"
     assert render(system("Find it."), user("a dog")) == f"{instruction} a dog"
+    assert render(system(" Find it. "), user("a dog")) == "<instruction_start> Find it. <instruction_end> a dog"
     assert render(system("Find it."), user(IMAGE)) == f"{picture}{instruction}."
     assert render(system("Find it."), user(IMAGE, "")) == f"{picture}{instruction}."
     assert render(system("Find it."), user(IMAGE, "a dog")) == f"{picture}{instruction} a dog"

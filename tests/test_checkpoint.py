@@ -513,3 +513,17 @@ def test_an_adapter_without_a_base_or_with_pickled_weights_is_refused(tmp_path):
     (tmp_path / "adapter/adapter_model.safetensors").rename(tmp_path / "adapter/adapter_model.bin")
     with pytest.raises(ValueError, match="pickled weights are not read, save it as safetensors"):
         convert(tmp_path / "adapter", tmp_path / "out", base=base)
+
+
+def test_a_checkpoint_does_not_tell_where_its_base_lay(checkpoint, bases):
+    assert str(bases("qwen2_vl")) not in (checkpoint / "config.json").read_text()
+
+
+def test_pickled_weights_and_unknown_rows_are_refused(tmp_path):
+    folder = tmp_path / "pickled"
+    shutil.copytree(GOLDEN / "qwen2_vl/checkpoint", folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"holds no \*\.safetensors"):
+        convert(folder, tmp_path / "out")
+    with pytest.raises(ValueError, match="instruction_rows is 'foo'"):
+        convert(GOLDEN / "qwen2_vl/checkpoint", tmp_path / "out", instruction_rows="foo")

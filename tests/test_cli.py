@@ -146,9 +146,9 @@ def test_convert_reports_what_it_found_and_obeys_its_options(umarvel, tmp_path):
 def test_train_follows_a_recipe_and_goes_on(umarvel, benchmark, tmp_path):
     (tmp_path / "quick.yaml").write_text(yaml.safe_dump(TINY_RECIPE))
     command = ("train", tmp_path / "quick.yaml", "--data", benchmark, "--max-steps", 2)
-    assert umarvel(*command).splitlines()[-1] == "runs/quick/model"
-    assert encode(load("runs/quick/model", device="cpu"), ["red."]).shape == (1, 32)
-    assert umarvel(*command) == "runs/quick/model\n"
+    assert umarvel(*command).splitlines()[-1] == "runs/quick-2-steps/model"
+    assert encode(load("runs/quick-2-steps/model", device="cpu"), ["red."]).shape == (1, 32)
+    assert umarvel(*command) == "runs/quick-2-steps/model\n"
     assert umarvel(*command, "--out", tmp_path / "elsewhere").splitlines()[-1] == str(tmp_path / "elsewhere/model")
 
 

@@ -1,7 +1,6 @@
 """The demo: end to end on a benchmark of coloured squares, and, where time allows, the real one."""
 
 import shutil
-import time
 
 import pytest
 
@@ -98,9 +97,7 @@ def test_an_instruction_that_fits_the_query_is_chosen(small, monkeypatch):
 @pytest.mark.slow
 def test_the_real_demo_reaches_what_it_is_held_to(tmp_path, monkeypatch):
     monkeypatch.setenv("UMARVEL_CACHE", str(tmp_path / "cache"))
-    started = time.monotonic()
     run_demo(tmp_path / "out")
-    assert time.monotonic() - started < 180  # on two cores
     result = Result.load(tmp_path / "out/result.json")
     at_5 = {(task.dataset, task.task_id): task.rate(MODEL, "local", 5) for task in result.tasks}
     assert at_5["scenes", 0] >= 0.7 and at_5["scenes", 3] >= 0.7

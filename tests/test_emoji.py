@@ -17,21 +17,12 @@ import pytest
 from PIL import Image
 
 from umarvel_hf.emoji import benchmark_dir, scenes, write_benchmark, writer
+from umarvel_hf.emoji.dataset import TASKS
 from umarvel_hf.emoji.pack import HELD_OUT_STYLE, HERE, STYLES, TRAINED_STYLES, Pack, concepts
 from umarvel_hf.emoji.scenes import Scene
 
 Row = dict[str, Any]
 DATASETS = {"emojiseen": 100, "emojiunseen": 101, "scenes": 102}
-MODALITIES = {
-    0: ("text", "image"),
-    1: ("text", "text"),
-    2: ("text", "image,text"),
-    3: ("image", "text"),
-    4: ("image", "image"),
-    6: ("image,text", "text"),
-    7: ("image,text", "image"),
-    8: ("image,text", "image,text"),
-}
 QUERY_FIELDS = [
     "qid",
     "query_txt",
@@ -42,7 +33,7 @@ QUERY_FIELDS = [
     "neg_cand_list",
     "task_id",
 ]
-EVERYWHERE = pytest.mark.parametrize(("dataset", "task"), [(name, task) for name in DATASETS for task in MODALITIES])
+EVERYWHERE = pytest.mark.parametrize(("dataset", "task"), [(name, task) for name in DATASETS for task in TASKS])
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 BY_HEX = {concept.hex: concept for concept in concepts()}
 
@@ -122,7 +113,7 @@ def test_the_files_are_those_of_m_beir(benchmark: Benchmark) -> None:
     for dataset in ("emojiseen", "scenes"):
         expected |= {f"query/train/mbeir_{dataset}_train.jsonl", f"qrels/train/mbeir_{dataset}_train_qrels.txt"}
     for dataset in DATASETS:
-        for task in MODALITIES:
+        for task in TASKS:
             expected.add(f"cand_pool/local/mbeir_{dataset}_task{task}_cand_pool.jsonl")
             for split in ("val", "test"):
                 expected.add(f"query/{split}/mbeir_{dataset}_task{task}_{split}.jsonl")
@@ -132,14 +123,14 @@ def test_the_files_are_those_of_m_beir(benchmark: Benchmark) -> None:
     assert written - images == expected
     named = {row["img_path"] for split in ("train", "test") for row in benchmark.union(split).values()}
     for dataset in DATASETS:
-        named |= {row["query_img_path"] for task in MODALITIES for row in benchmark.asked(dataset, task)}
+        named |= {row["query_img_path"] for task in TASKS for row in benchmark.asked(dataset, task)}
     named |= {row["query_img_path"] for dataset in ("emojiseen", "scenes") for row in benchmark.train(dataset)}
     assert named - {None} <= images
 
 
 @EVERYWHERE
 def test_rows_have_the_fields_and_modalities_of_their_task(benchmark: Benchmark, dataset: str, task: int) -> None:
-    asks, finds = MODALITIES[task]
+    asks, finds = TASKS[task]
     for row in benchmark.asked(dataset, task):
         assert list(row) == QUERY_FIELDS
         assert (row["query_modality"], row["task_id"]) == (asks, task)
@@ -153,7 +144,7 @@ def test_rows_have_the_fields_and_modalities_of_their_task(benchmark: Benchmark,
 
 def test_query_ids_are_unique_and_carry_their_dataset(benchmark: Benchmark) -> None:
     for dataset, number in DATASETS.items():
-        qids = [row["qid"] for task in MODALITIES for row in benchmark.asked(dataset, task)]
+        qids = [row["qid"] for task in TASKS for row in benchmark.asked(dataset, task)]
         qids += [row["qid"] for row in benchmark.train(dataset)] if dataset != "emojiunseen" else []
         assert len(set(qids)) == len(qids)
         assert all(qid.startswith(f"{number}:") for qid in qids)
@@ -175,8 +166,8 @@ def test_training_answers_stand_in_the_training_pool(benchmark: Benchmark) -> No
     union = benchmark.rows("query/union_train/mbeir_union_up_train.jsonl")
     assert union == benchmark.train("emojiseen") + benchmark.train("scenes")
     for row in union:
-        assert row["query_modality"] == MODALITIES[row["task_id"]][0]
-        assert {pool[did]["modality"] for did in row["pos_cand_list"]} == {MODALITIES[row["task_id"]][1]}
+        assert row["query_modality"] == TASKS[row["task_id"]][0]
+        assert {pool[did]["modality"] for did in row["pos_cand_list"]} == {TASKS[row["task_id"]][1]}
         if row["query_modality"] == "image":
             assert row["query_img_path"] not in {pool[did]["img_path"] for did in row["pos_cand_list"]}
     for dataset in ("emojiseen", "scenes"):
@@ -188,7 +179,7 @@ def test_every_kind_of_query_has_four_instructions(benchmark: Benchmark) -> None
     header, *lines = (benchmark.root / "instructions/query_instructions.tsv").read_text().splitlines()
     assert header.startswith("query_modality\tcand_modality\tdataset_name\tdataset_id\tprompt_1")
     prompts = {(cells[3], cells[0], cells[1]): cells[4:] for cells in (line.split("\t") for line in lines)}
-    assert set(prompts) == {(str(number), *pair) for number in DATASETS.values() for pair in MODALITIES.values()}
+    assert set(prompts) == {(str(number), *pair) for number in DATASETS.values() for pair in TASKS.values()}
     assert all(len(set(filter(None, texts))) >= 4 for texts in prompts.values())
 
 
@@ -263,7 +254,7 @@ def test_pools_and_query_sets_are_large_enough(benchmark: Benchmark, dataset: st
 
 def test_the_union_holds_every_local_candidate_once(benchmark: Benchmark) -> None:
     lines = benchmark.rows("cand_pool/global/mbeir_union_test_cand_pool.jsonl")
-    local = {did: row for name in DATASETS for task in MODALITIES for did, row in benchmark.pool(name, task).items()}
+    local = {did: row for name in DATASETS for task in TASKS for did, row in benchmark.pool(name, task).items()}
     assert benchmark.union("test") == local
     assert len(lines) == len(local) >= 5000
     contents = {(row["txt"], row["img_path"]) for row in lines}
@@ -277,7 +268,7 @@ def test_the_card_prints_the_sizes_that_were_written(benchmark: Benchmark) -> No
     ]
     for dataset in DATASETS:
         train = benchmark.train(dataset) if dataset != "emojiunseen" else []
-        for task, (asks, finds) in MODALITIES.items():
+        for task, (asks, finds) in TASKS.items():
             counts = [sum(row["task_id"] == task for row in train)]
             counts += [len(benchmark.queries(dataset, task, split)) for split in ("val", "test")]
             cells = [
@@ -339,7 +330,7 @@ def families(rows: list[Row]) -> set[str]:
 
 def test_unseen_families_never_appear_in_training(benchmark: Benchmark) -> None:
     train = [row for row in benchmark.union("train").values() if row["did"].startswith("100:")]
-    for task in MODALITIES:
+    for task in TASKS:
         assert not families(list(benchmark.pool("emojiunseen", task).values())) & families(train)
     shown = {Path(row["query_img_path"]).stem for row in benchmark.train("emojiseen") if row["query_img_path"]}
     assert {BY_HEX[stem].family for stem in shown} <= families(train)
@@ -365,7 +356,7 @@ def pairs_of(rows: list[Row]) -> set[frozenset[str]]:
 
 def test_no_two_things_of_a_test_scene_meet_in_training(benchmark: Benchmark) -> None:
     train = pairs_of([row for row in benchmark.union("train").values() if row["did"].startswith("102:")])
-    asked = pairs_of([row for task in MODALITIES for row in benchmark.pool("scenes", task).values()])
+    asked = pairs_of([row for task in TASKS for row in benchmark.pool("scenes", task).values()])
     assert len(asked) >= 300
     assert len(train) >= 2000
     assert not train & asked
@@ -373,7 +364,7 @@ def test_no_two_things_of_a_test_scene_meet_in_training(benchmark: Benchmark) ->
 
 
 def test_val_and_test_ask_for_different_scenes_and_unseen_families(benchmark: Benchmark) -> None:
-    for task in MODALITIES:
+    for task in TASKS:
         answers = {}
         for dataset in ("scenes", "emojiunseen"):
             pool = benchmark.pool(dataset, task)
@@ -412,7 +403,7 @@ def test_candidates_share_a_text_only_if_the_same_queries_ask_for_them(
         assert all(len(dids) == 1 for dids in sharing.values())
 
 
-@pytest.mark.parametrize("task", MODALITIES)
+@pytest.mark.parametrize("task", TASKS)
 def test_every_scene_stands_in_its_pool_among_its_near_misses(benchmark: Benchmark, task: int) -> None:
     groups = defaultdict(set)
     for row in benchmark.pool("scenes", task).values():

@@ -6,6 +6,7 @@ import pytest
 from pictures import picture
 from umarvel_hf.encoding import encode, load
 from umarvel_hf.modeling.messages_umarvel import ItemError
+from umarvel_hf.modeling.modeling_umarvel import PROMPTS
 
 INSTRUCTION = "Find an image that matches the given text."
 
@@ -129,3 +130,12 @@ def test_the_callers_list_is_left_alone(embedder):
     before = [dict(items[0]), items[1]]
     encode(embedder, items)
     assert items == before
+
+
+def test_an_array_of_texts_is_a_list_of_them(embedder):
+    close(encode(embedder, np.array(["a dog", "a cat"])), encode(embedder, ["a dog", "a cat"]))
+
+
+def test_an_instruction_can_be_named(embedder):
+    named = encode(embedder, ["a dog"], prompt_name="text-to-image")
+    close(named, encode(embedder, ["a dog"], prompt=PROMPTS["text-to-image"]))

@@ -405,3 +405,8 @@ def test_the_embedding_rows_can_be_replaced_and_resized(checkpoint, embedder):
     assert_close(vectors(model, embedder, ["a dog"]), expected, rtol=0, atol=0)
     assert model.config.get_text_config().vocab_size == rows + 3
     assert np.isfinite(expected.numpy()).all()
+
+
+def test_a_field_set_at_load_is_checked_too(checkpoint):
+    with pytest.raises(ValueError, match="pooling is 'max'"):
+        UMarvelModel.from_pretrained(checkpoint, pooling="max")

@@ -72,9 +72,7 @@ TEN_PACKAGES = {
 
 
 def library_files() -> list[Path]:
-    shipped = CHECKOUT / "umarvel_hf/emoji/model"  # the checkpoint carries a copy of modeling/
-    files = (path for room in ROOMS for path in (CHECKOUT / room).rglob("*.py"))
-    return sorted(path for path in files if not path.is_relative_to(shipped))
+    return sorted(path for room in ROOMS for path in (CHECKOUT / room).rglob("*.py"))
 
 
 def part_of(path: Path) -> str:

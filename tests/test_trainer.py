@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModel
 
 from backbones import FAMILIES
+from train_on_ranks import WORDS
 from umarvel_hf.encoding import load
 from umarvel_hf.modeling.modeling_umarvel import UMarvelModel
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
@@ -30,25 +31,7 @@ def close(left, right, atol=1e-5):
 @pytest.fixture(scope="module")
 def rows(pictures):
     """Sixteen rows: a text, and a picture that belongs to it."""
-    words = [
-        "dog",
-        "bench",
-        "woman",
-        "red",
-        "green",
-        "circle",
-        "square",
-        "house",
-        "tree",
-        "moon",
-        "sun",
-        "star",
-        "cat",
-        "bird",
-        "fish",
-        "lamp",
-    ]
-    columns = {"query": [f"a {word}" for word in words], "positive": [pictures[at % 3] for at in range(len(words))]}
+    columns = {"query": [f"a {word}" for word in WORDS], "positive": [pictures[at % 3] for at in range(len(WORDS))]}
     return Dataset.from_dict(columns).cast_column("positive", ImageFeature())
 
 

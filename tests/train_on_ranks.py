@@ -15,24 +15,8 @@ from umarvel_hf.encoding import load
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
 from umarvel_hf.trainer.trainer import UMarvelTrainer
 
-WORDS = [
-    "dog",
-    "bench",
-    "woman",
-    "red",
-    "green",
-    "circle",
-    "square",
-    "house",
-    "tree",
-    "moon",
-    "sun",
-    "star",
-    "cat",
-    "bird",
-    "fish",
-    "lamp",
-]
+WORDS = ("dog", "bench", "woman", "red", "green", "circle", "square", "house")
+WORDS += ("tree", "moon", "sun", "star", "cat", "bird", "fish", "lamp")
 
 
 def train(checkpoint: str | Path, out: Path, rows_a_rank: int) -> dict[str, dict[str, torch.Tensor]]:

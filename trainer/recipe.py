@@ -96,6 +96,8 @@ def train(recipe: str | Path, out: str | Path, *, benchmark: MBeir, max_steps: i
     Returns:
         ``out/model``, a checkpoint that three libraries load.
     """
+    if max_steps is not None and max_steps < 1:
+        raise ValueError(f"max_steps is {max_steps}; give at least 1, or leave it out for the recipe's own number.")
     plan, out = read_recipe(recipe), Path(out)
     if (out / "model").is_dir():
         logger.info("%s is finished; remove it to train again.", out / "model")

@@ -125,11 +125,15 @@ def convert(
         FileExistsError: ``out`` holds files.
         ValueError: Unknown or missing weights, all listed; an adapter without its base; pickled weights.
     """
+    if instruction_rows not in (None, "mean", "stored"):
+        raise ValueError(f"instruction_rows is {instruction_rows!r}; it must be 'mean', 'stored' or None.")
     out = _empty_folder(out)
     src = _local(src)
     adapter = (src / "adapter_config.json").is_file()
     weights = _local(base if base is not None else _base_of(src)) if adapter else src
     _refuse_ours(weights)
+    if not any(weights.glob("*.safetensors")):
+        raise ValueError(f"{weights} holds no *.safetensors; pickled weights are not read, save them as safetensors.")
     config = AutoConfig.from_pretrained(weights)
     processor = _load_processor(weights if adapter or base is None or _has_processor(src) else _local(base))
     stored = _tokens_are_stored(processor, config)
@@ -167,6 +171,7 @@ def convert(
 
 
 def _wrap(vlm: PreTrainedModel, ids: dict[str, int], init_temperature: float, **fields: Any) -> UMarvelModel:
+    vlm.config._name_or_path = ""  # where the base lies on this machine is nothing for a checkpoint to carry along
     config = UMarvelConfig(
         vlm_config=vlm.config,
         emb_token_id=ids[EMB],

@@ -76,7 +76,9 @@ def train(*, recipe: str, out: Path | None, data: Path | None, max_steps: int | 
 
     read_recipe(recipe)  # a misspelt one is refused before the benchmark is written
     benchmark = MBeir(data or benchmark_dir())
-    print(train(recipe, out or Path("runs") / Path(recipe).stem, benchmark=benchmark, max_steps=max_steps))
+    # A trial has a folder of its own: it is finished, and would stand in the way of the real run.
+    name = Path(recipe).stem if max_steps is None else f"{Path(recipe).stem}-{max_steps}-steps"
+    print(train(recipe, out or Path("runs") / name, benchmark=benchmark, max_steps=max_steps))
 
 
 def search(
@@ -135,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = _verb(verbs, train, "umarvel train emoji")
     verb.add_argument("recipe", help="name of a shipped recipe, or path of a YAML file")
-    verb.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
+    verb.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE, or runs/RECIPE-N-steps)")
     verb.add_argument("--data", type=Path, help="folder in M-BEIR's layout (default: the embedded benchmark)")
     verb.add_argument("--max-steps", type=int, help="fewer steps than the recipe says, for a trial")
 

@@ -12,19 +12,21 @@ if TYPE_CHECKING:
 
 def encode(
     model: "SentenceTransformer | str | Path",
-    items: Sequence[Any],
+    items: Sequence[Any] | np.ndarray,
     *,
     prompt: str | None = None,
+    prompt_name: str | None = None,
     batch_size: int = 32,
     show_progress_bar: bool | None = None,
 ) -> np.ndarray:
-    """Embed items: the vectors of ``SentenceTransformer.encode``, with errors that count from the start of ``items``.
+    """Embed items: the vectors of ``SentenceTransformer.encode``, always (N, D).
 
     Args:
         model: A loaded U-MARVEL checkpoint, or its folder or Hub id.
         items: Each a str (text), a ``pathlib.Path``, a PIL image, a uint8 array, a dict with ``text``, ``image`` or
-            ``video``, or a chat; mixed as one likes.
+            ``video``, or a chat; mixed as one likes. An array of str or of objects counts as a list.
         prompt: The instruction of all items.
+        prompt_name: The name of an instruction that the checkpoint holds, such as ``"text-to-image"``.
         batch_size: Items a batch; it changes memory and speed, never a vector.
         show_progress_bar: None: as the host's log level says.
 
@@ -36,7 +38,9 @@ def encode(
     """
     if isinstance(model, str | Path):
         model = load(model)
-    # An array would fall into its rows, a set has no order.
+    if isinstance(items, np.ndarray) and items.dtype.kind in "UO":
+        items = items.tolist()
+    # An array of pixels would fall into its rows, a set has no order.
     single = isinstance(items, str | dict) or hasattr(items, "__array__")
     if single or not hasattr(items, "__len__") or not hasattr(items, "__getitem__"):
         raise TypeError(f"items is a {type(items).__name__}; give a list of items, also for a single one.")
@@ -49,13 +53,19 @@ def encode(
     from umarvel_hf.modeling.messages_umarvel import ItemError
 
     try:
-        return model.encode(items, prompt=prompt, batch_size=batch_size, show_progress_bar=show_progress_bar)
+        return model.encode(
+            items,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+        )
     except ValueError as error:
-        # The host sorts items into batches, so the error counts within its batch; its class is the checkpoint's copy.
-        index = next((i for i, item in enumerate(items) if item is getattr(error, "item", error)), None)
+        index = getattr(error, "index", None)
         if index is None:
             raise
-        raise ItemError(index, items[index], error.reason) from error  # type: ignore[attr-defined]
+        # Its class is the checkpoint's copy of ours.
+        raise ItemError(index, getattr(error, "item", None), getattr(error, "reason", str(error))) from error
 
 
 def load(model: str | Path, **kwargs: Any) -> "SentenceTransformer":
