@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
@@ -211,7 +212,7 @@ def test_two_ranks_with_four_rows_train_as_one_with_eight(checkpoint, tmp_path):
     before = dict(load(checkpoint).named_parameters())
     temperature = next(name for name in before if name.endswith("log_temperature"))
     for caching, trained in one.items():
-        two = [torch.load(tmp_path / f"{rank}.pt")[caching] for rank in (0, 1)]
+        two = [load_file(tmp_path / f"{caching}-{rank}.safetensors") for rank in (0, 1)]
         for name, parameter in trained.items():
             assert torch.equal(two[0][name], two[1][name]), name
             assert_close(two[0][name], parameter, rtol=1e-4, atol=1e-5, msg=name)

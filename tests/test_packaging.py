@@ -254,8 +254,8 @@ def test_the_demo_runs_from_the_wheel_in_an_empty_environment(wheel, tmp_path):
         subprocess.run(
             [str(scripts / command[0]), *command[1:]],
             cwd=tmp_path,
-            env=outside | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+            env=outside | {"UMARVEL_CACHE": str(tmp_path / "cache")},
             stdin=subprocess.DEVNULL,
             check=True,
         )
-    assert (tmp_path / "report.html").stat().st_size > 0
+    assert (tmp_path / "umarvel-demo/report.html").stat().st_size > 0

@@ -10,6 +10,7 @@ ensure_torchvision()
 
 import torch
 from datasets import Dataset
+from safetensors.torch import save_file
 
 from umarvel_hf.encoding import load
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
@@ -51,5 +52,6 @@ def train(checkpoint: str | Path, out: Path, rows_a_rank: int) -> dict[str, dict
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    torch.save(train(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])), f"{sys.argv[2]}/{os.environ['RANK']}.pt")
+    for name, parameters in train(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])).items():
+        save_file(parameters, f"{sys.argv[2]}/{name}-{os.environ['RANK']}.safetensors")
     torch.distributed.destroy_process_group()

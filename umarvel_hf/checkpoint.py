@@ -136,13 +136,9 @@ def convert(
         raise ValueError(f"{weights} holds no *.safetensors; pickled weights are not read, save them as safetensors.")
     config = AutoConfig.from_pretrained(weights)
     processor = _load_processor(weights if adapter or base is None or _has_processor(src) else _local(base))
-    stored = _tokens_are_stored(processor, config)
-    rows = instruction_rows or ("stored" if stored else "mean")
-    if rows == "stored" and not stored and not _ids_fit(processor, config):
-        raise ValueError(
-            f"{src}: instruction_rows='stored', but its embedding has {config.get_text_config().vocab_size} rows and "
-            f"its tokenizer already fills {len(processor.tokenizer)}; use instruction_rows='mean'."
-        )
+    rows = instruction_rows or ("stored" if _tokens_are_stored(processor, config) else "mean")
+    if rows == "stored":
+        _check_rows(processor, config, src)
     if hasattr(config, "vision_config") and getattr(config.vision_config, "deepstack_visual_indexes", None):
         config.vision_config.deepstack_visual_indexes = []  # the reference never injects them (recipe.md §1.5)
     vlm, dropped = _load_backbone(weights, config, dtype=torch.float32 if adapter else "auto")
@@ -322,9 +318,15 @@ def _tokens_are_stored(processor: Any, config: PretrainedConfig) -> bool:
     )
 
 
-def _ids_fit(processor: Any, config: PretrainedConfig) -> bool:
+def _check_rows(processor: Any, config: PretrainedConfig, source: Path) -> None:
+    """Refuse to read stored rows of tokens that the embedding matrix has no rows for."""
     missing = [token for token in TOKENS if token not in processor.tokenizer.get_vocab()]
-    return len(processor.tokenizer) + len(missing) <= config.get_text_config().vocab_size
+    rows, needed = config.get_text_config().vocab_size, len(processor.tokenizer) + len(missing)
+    if needed > rows:
+        raise ValueError(
+            f"{source}: instruction_rows='stored', but its embedding has {rows} rows and its tokens would need "
+            f"{needed}; use instruction_rows='mean'."
+        )
 
 
 def _has_processor(folder: Path) -> bool:
