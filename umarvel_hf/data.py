@@ -55,6 +55,7 @@ class Query:
 
     @property
     def item(self) -> Item:
+        """What ``encode`` takes: text and picture as the file names them."""
         return as_item(self.text, self.image)
 
 
@@ -67,6 +68,7 @@ class Candidate:
 
     @property
     def item(self) -> Item:
+        """What ``encode`` takes: text and picture as the file names them."""
         return as_item(self.text, self.image)
 
 
@@ -80,10 +82,12 @@ class Task:
 
     @property
     def name(self) -> str:
+        """As the files spell it, such as ``mscoco_task0``."""
         return f"{self.dataset}_task{self.task_id}"
 
     @property
     def type(self) -> str:
+        """In words, such as ``text → image``."""
         return TASK_TYPES[self.task_id]
 
 
@@ -119,6 +123,7 @@ class MBeir:
         return tasks
 
     def queries(self, task: Task, split: str = "test") -> list[Query]:
+        """The queries of a task, in the order of the file; no qid comes twice."""
         path = self.root / "query" / split / f"mbeir_{task.name}_{split}.jsonl"
         if path not in self._queries:
             queries = self._read_queries(path)
@@ -143,6 +148,7 @@ class MBeir:
         return self._pool(of_split if of_split.exists() else folder / f"mbeir_{task.name}_cand_pool.jsonl")
 
     def union_pool(self, split: str = "test") -> Pool:
+        """All candidates of a split, each did once."""
         return self._pool(self.root / "cand_pool" / "global" / f"mbeir_union_{split}_cand_pool.jsonl")
 
     def qrels(self, task: Task, split: str = "test") -> dict[str, tuple[str, ...]]:

@@ -90,10 +90,12 @@ class FlatIndex:
 
     @property
     def dimension(self) -> int:
+        """Dimension D of an embedding."""
         return int(self._index.d)
 
     @property
     def ids(self) -> tuple[str, ...]:
+        """All ids, in the order of adding."""
         return tuple(self._ids)
 
     def add(self, ids: Sequence[str], embeddings: np.ndarray) -> None:
@@ -139,6 +141,7 @@ class FlatIndex:
 
     @classmethod
     def open(cls, folder: str | Path) -> "FlatIndex":
+        """Read an index that :meth:`save` wrote, after checking that its files are whole."""
         manifest_path = Path(folder) / "manifest.json"
         if not manifest_path.is_file():
             raise FileNotFoundError(f"{manifest_path} does not exist. Pass a folder that FlatIndex.save wrote.")

@@ -34,6 +34,7 @@ class Chance:
         self._scores = np.zeros(len(candidates), dtype=np.float32)
 
     def scores(self, query: Query) -> np.ndarray:
+        """(N,) scores, all alike: the order is drawn."""
         return self._scores
 
 
@@ -57,6 +58,7 @@ class BM25:
             self._weights[word] = at, rarity * times * (k1 + 1) / (times + k1 * (1 - b + b * lengths[at] / average))
 
     def scores(self, query: Query) -> np.ndarray:
+        """(N,) scores of the candidates' texts; 0 without a text on either side."""
         scores = np.zeros(self._size, dtype=np.float32)
         for word in words(query.text):
             if word in self._weights:
@@ -75,6 +77,7 @@ class PixelNeighbours:
         self._size = len(candidates)
 
     def scores(self, query: Query) -> np.ndarray:
+        """(N,) cosines; -2 for a candidate without a picture, all 0 if the query has none."""
         if query.image is None:
             return np.zeros(self._size, dtype=np.float32)
         scores = np.full(self._size, -2, dtype=np.float32)
@@ -86,6 +89,7 @@ BASELINES: dict[str, type[Baseline]] = {"random": Chance, "BM25": BM25, "pixel k
 
 
 def words(text: str) -> list[str]:
+    """Lower-cased words of a text."""
     return re.findall(r"\w+", text.lower())
 
 

@@ -59,6 +59,7 @@ class TaskResult:
     comparison: Comparison
 
     def rate(self, system: str, pool: str, k: int) -> float:
+        """Share of queries, 0 to 1, with a right answer among the first ``k`` of a system on a pool."""
         return self.scores[system][pool].hit_rates[f"hit@{k}"]
 
 
@@ -72,13 +73,16 @@ class Result:
 
     @property
     def baselines(self) -> list[str]:
+        """The systems beside the model."""
         return [system for system in self.tasks[0].scores if system != MODEL]
 
     @property
     def datasets(self) -> list[str]:
+        """The data sets, in the order of their tasks."""
         return list(dict.fromkeys(task.dataset for task in self.tasks))
 
     def of(self, dataset: str) -> list[TaskResult]:
+        """The results on one data set."""
         return [task for task in self.tasks if task.dataset == dataset]
 
     def mean(self, dataset: str, system: str, pool: str, k: int) -> float:
@@ -86,10 +90,12 @@ class Result:
         return float(np.mean([task.rate(system, pool, k) for task in self.of(dataset)]))
 
     def save(self, path: str | Path) -> None:
+        """Write everything as JSON."""
         Path(path).write_text(json.dumps(asdict(self), ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Result":
+        """Read what :meth:`save` wrote."""
         saved = json.loads(Path(path).read_text(encoding="utf-8"))
         return cls(**saved | {"tasks": [_task(task) for task in saved["tasks"]], "types": _comparisons(saved["types"])})
 
