@@ -139,7 +139,7 @@ def _parts(item: dict[str, Any], read_video: VideoReader) -> list[Message]:
     if unknown:
         raise ValueError(f"unknown key {unknown[0]!r}; the keys of an item are {', '.join(map(repr, KINDS))}.")
     parts = []
-    for kind in ("image", "video", "text"):
+    for kind in (*MEDIA, "text"):
         parts += [_part(kind, value, read_video) for value in _values(kind, item.get(kind))]
     return parts
 

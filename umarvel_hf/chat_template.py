@@ -1,8 +1,10 @@
 """Make a checkpoint's chat template: our one text format around the markers of a backbone's own template."""
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from importlib.resources import files
+from itertools import takewhile
 from typing import Any
 
 EMB, INSTRUCTION_START, INSTRUCTION_END = "<emb>", "<instruction_start>", "<instruction_end>"
@@ -60,7 +62,7 @@ def read_markers(processor: Any, generation_prompt: bool) -> Markers:
     chat = render([first], [second], [third], [fourth])
     if any(chat.count(mark) != 1 for mark in MARKS):
         return plain_markers(processor)  # the template reads plain strings only, so it cannot place media either
-    head, to_assistant, to_user, _, tail = _split(chat)
+    head, to_assistant, to_user, _, tail = re.split(f"[{''.join(MARKS)}]", chat)
     closed = render([first], [second], closing=True)
     return Markers(
         head=head,
@@ -100,20 +102,13 @@ def _part(content: str) -> dict[str, str]:
     return {"type": content} if content in ("image", "video") else {"type": "text", "text": content}
 
 
-def _split(chat: str) -> list[str]:
-    for mark in MARKS:
-        chat = chat.replace(mark, MARKS[0])
-    return chat.split(MARKS[0])
-
-
 def _inserted(before: str, after: str) -> str:
     """What ``after`` holds between the longest beginning and the longest ending it shares with ``before``."""
-    start = next(
-        (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after))
-    )
-    rest_before, rest_after = before[start:], after[start:]
-    end = next(
-        (i for i, (a, b) in enumerate(zip(reversed(rest_before), reversed(rest_after), strict=False)) if a != b),
-        min(len(rest_before), len(rest_after)),
-    )
-    return rest_after[: len(rest_after) - end]
+    start = _shared(before, after)
+    before, after = before[start:], after[start:]
+    return after[: len(after) - _shared(before[::-1], after[::-1])]
+
+
+def _shared(left: str, right: str) -> int:
+    """How many characters two texts share from their beginnings."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))

@@ -201,8 +201,9 @@ def _add_tokens(processor: Any) -> dict[str, int]:
             tokenizer.add_tokens([token])
     # From now on read as they are spelled: where a tokenizer looks for them in normalised text, and that folds case, a
     # user's <EMB> would be one of them, and the template knows one spelling only.
+    control = set(control_tokens(processor))
     for token in list(tokenizer.added_tokens_decoder.values()):
-        if token.normalized and token.content in control_tokens(processor):
+        if token.normalized and token.content in control:
             tokenizer.add_tokens(
                 AddedToken(**token.__getstate__() | {"normalized": False}), special_tokens=token.special
             )

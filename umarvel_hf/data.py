@@ -55,7 +55,7 @@ class Query:
 
     @property
     def item(self) -> Item:
-        """What ``encode`` takes: text and picture as the file names them."""
+        """What ``encode`` takes: the text, or a dict with the picture's path and the text, if there is one."""
         return as_item(self.text, self.image)
 
 
@@ -68,7 +68,7 @@ class Candidate:
 
     @property
     def item(self) -> Item:
-        """What ``encode`` takes: text and picture as the file names them."""
+        """What ``encode`` takes: the text, or a dict with the picture's path and the text, if there is one."""
         return as_item(self.text, self.image)
 
 

@@ -47,9 +47,9 @@ def encode(
     items = list(items)
     if not items:
         return np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
-    # A list of chats is not one chat: the host reads a list of messages as a single item.
+    # A list of chats is not one chat: the host reads a list that begins with a message as a single item.
     if isinstance(items[0], dict) and "role" in items[0]:
-        items = [[item] if isinstance(item, dict) and "role" in item else item for item in items]
+        items[0] = [items[0]]
     from umarvel_hf.modeling.messages_umarvel import ItemError
 
     try:

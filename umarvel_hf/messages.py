@@ -7,7 +7,7 @@ message.
 
 from typing import Any
 
-from umarvel_hf.modeling.messages_umarvel import KINDS, ItemError, Message, load_image
+from umarvel_hf.modeling.messages_umarvel import MEDIA, ItemError, Message, load_image
 
 __all__ = ["ItemError", "Message", "chat", "load_image"]
 
@@ -22,10 +22,6 @@ def chat(item: str | dict[str, Any], instruction: str | None = None) -> list[Mes
     """
     if isinstance(item, str):
         item = {"text": item}
-    parts = [
-        {"type": kind, kind: item[kind]}
-        for kind in sorted(KINDS, key=("image", "video", "text").index)
-        if item.get(kind)
-    ]
+    parts = [{"type": kind, kind: item[kind]} for kind in (*MEDIA, "text") if item.get(kind)]
     system = [{"role": "system", "content": [{"type": "text", "text": instruction}]}] if instruction else []
     return [*system, {"role": "user", "content": parts}]
