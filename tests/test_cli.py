@@ -1,11 +1,13 @@
 """The command ``umarvel``: every verb as a user calls it, and one line for whatever a user gets wrong."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -13,10 +15,12 @@ from PIL import Image
 from colours import COLOURS, TINY_RECIPE, write_benchmark, write_training_split
 from foreign import CHECKOUT, WARNINGS_ARE_ERRORS
 from hub_server import HubServer
+from mbeir import write_mbeir
 from umarvel_hf.cli import main
 from umarvel_hf.encoding import encode, load
+from umarvel_hf.evaluation.results import Result
 
-VERBS = ("demo", "data", "new", "convert", "train", "search")
+VERBS = ("demo", "data", "new", "convert", "train", "evaluate", "compare", "audit", "report", "search")
 REFERENCE = CHECKOUT / "tests/golden/qwen2_vl_published/checkpoint"
 
 
@@ -173,9 +177,138 @@ def test_search_looks_through_the_embedded_pictures_and_keeps_their_index(
     first = umarvel("search", "a red heart")
     assert len(first.splitlines()) == 5
     assert all(line.endswith(".png") and str(benchmark) in line for line in first.splitlines())
-    monkeypatch.setattr("umarvel_hf.demo.build_index", lambda *_, **__: pytest.fail("the pictures were encoded again"))
+    monkeypatch.setattr("umarvel_hf.evaluation.pools.embed", lambda *_, **__: pytest.fail("encoded again"))
     assert umarvel("search", "a red heart") == first
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+@pytest.fixture(scope="module")
+def evaluated(checkpoint, benchmark, tmp_path_factory):
+    """The folder that `umarvel evaluate` fills from the tiny benchmark."""
+    out = tmp_path_factory.mktemp("evaluated") / "run"
+    assert main(["evaluate", str(checkpoint), "--data", str(benchmark), "--out", str(out), "--batch-size", "4"]) == 0
+    return out
+
+
+def test_evaluate_leaves_a_result_a_table_runs_and_a_page(evaluated, benchmark):
+    there = {path.relative_to(evaluated).as_posix() for path in evaluated.rglob("*") if path.is_file()}
+    expected = {"result.json", "table.txt", "report.html", "runs/qrels/dark_task4.txt", "runs/union/plain_task0.txt"}
+    assert expected <= there and not any("partial" in name for name in there)
+    result = Result.load(evaluated)
+    assert result.settings["command"].startswith("umarvel ")
+    assert result.settings["data"] == str(benchmark)
+    assert (evaluated / "table.txt").read_text() == result.table() + "\n"
+    assert result.baselines == ["random", "BM25", "pixel kNN"]
+
+
+def test_evaluate_again_encodes_nothing_and_gives_the_same(umarvel, evaluated, checkpoint, benchmark, monkeypatch):
+    monkeypatch.setattr("umarvel_hf.evaluation.pools.embed", lambda *_, **__: pytest.fail("encoded again"))
+    first = Result.load(evaluated)
+    told = json.loads(umarvel("evaluate", checkpoint, "--data", benchmark, "--out", evaluated, "--json"))
+    assert Result.load(evaluated).tasks == first.tasks
+    assert told["tasks"][0]["qids"] == first.tasks[0].qids
+
+
+def test_evaluate_obeys_its_options(umarvel, checkpoint, benchmark, tmp_path):
+    command = ("evaluate", checkpoint, "--data", benchmark, "--out", tmp_path / "out")
+    options = ("--tasks", "plain_task3", "--pools", "local", "--no-baselines", "--no-gold-modality", "--memory", "1GiB")
+    printed = umarvel(*command, *options, "--instructions", "seeded", "--seed", 4)
+    assert printed.splitlines()[-1] == f"report: {tmp_path / 'out/report.html'}"
+    result = Result.load(tmp_path / "out")
+    assert [task.name for task in result.tasks] == ["plain_task3"]
+    assert (result.pools, result.systems) == (["local"], ["model"])
+    assert result.settings["instructions"] == "seeded, 4"
+    assert result.settings["candidate modality"] == "of the task"
+
+
+class Favours:
+    """A re-ranker that likes what is called by the colour that was asked for."""
+
+    def predict(self, inputs, **_):
+        return np.array([0.9 if str(query).lower().split()[-1][:3] in str(found) else 0.1 for query, found in inputs])
+
+
+def test_evaluate_reranks_with_a_weight_from_another_split(
+    umarvel, refused, checkpoint, benchmark, monkeypatch, tmp_path
+):
+    data = shutil.copytree(benchmark, tmp_path / "data")
+    for kind in ("query", "qrels"):
+        for path in (data / kind / "test").iterdir():
+            text = path.read_text().replace('"qid": "', '"qid": "1:9') if kind == "query" else f"{path.read_text()}"
+            text = text if kind == "query" else re.sub(r"^\d+:", "1:91:", text, flags=re.MULTILINE)
+            target = data / kind / "val" / path.name.replace("_test", "_val")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text)
+    monkeypatch.setattr("umarvel_hf.reranking.load_reranker", lambda model: Favours())
+    command = ("evaluate", checkpoint, "--data", data, "--tasks", "plain_task0", "--out", tmp_path / "out")
+    umarvel(*command, "--rerank", "my-reranker", "--top", 3)
+    result = Result.load(tmp_path / "out")
+    assert "re-ranked" in result.systems
+    assert (result.fusion["split"], result.fusion["top"], result.fusion["reranker"]) == ("val", 3, "my-reranker")
+    again = umarvel(*command, "--rerank", "my-reranker", "--fusion", tmp_path / "out/fusion.json", "--json")
+    assert json.loads(again)["fusion"] == result.fusion
+    told = refused(*command, "--rerank", "my-reranker", "--fusion", tmp_path / "out/fusion.json", "--split", "val")
+    assert "was fitted on split 'val', which is the one to evaluate" in told
+    (tmp_path / "broken.json").write_text('{"weight": 1}')
+    assert "holds no fusion weight" in refused(*command, "--rerank", "r", "--fusion", tmp_path / "broken.json")
+
+
+def test_evaluate_scores_a_run_file(umarvel, refused, evaluated, tmp_path):
+    run, qrels = evaluated / "runs/local/plain_task0.txt", evaluated / "runs/qrels/plain_task0.txt"
+    printed = umarvel("evaluate", "--run", run, "--qrels", qrels, "--out", tmp_path / "scored")
+    assert printed == Result.load(tmp_path / "scored").table() + "\n"
+    task = next(task for task in Result.load(evaluated).tasks if task.name == "plain_task0")
+    assert Result.load(tmp_path / "scored").tasks[0].rate("model", "local") == task.rate("model", "local")
+    assert "give a model, or --run and --qrels" in refused("evaluate", "--run", run)
+    assert "give a model, or --run and --qrels" in refused("evaluate")
+    (tmp_path / "cut.txt").write_text(run.read_text()[:-9])
+    assert "cut.txt:" in refused("evaluate", "--run", tmp_path / "cut.txt", "--qrels", qrels)
+
+
+def test_evaluate_refuses_what_makes_no_sense(refused, capsys, checkpoint, benchmark, tmp_path):
+    command = ("evaluate", checkpoint, "--out", tmp_path / "out")
+    assert "--suite m-beir needs --data" in refused(*command, "--suite", "m-beir")
+    assert "choose one of m-beir, emoji" in refused(*command, "--suite", "coco", "--data", benchmark)
+    assert "is not a folder" in refused(*command, "--data", tmp_path / "nothing")
+    assert "no test queries for plain_task9; it has" in refused(*command, "--data", benchmark, "--tasks", "plain_task9")
+    assert "memory is" in refused(*command, "--data", benchmark, "--memory", "1KB")
+    with pytest.raises(SystemExit):
+        main(["evaluate", "model", "--memory", "much"])
+    assert "'much' is no amount of memory; write it like 8GB or 512MiB" in capsys.readouterr().err
+
+
+def test_compare_says_which_is_better_and_draws_it(umarvel, refused, evaluated, tmp_path):
+    other = shutil.copytree(evaluated, tmp_path / "other", ignore=shutil.ignore_patterns("vectors"))
+    printed = umarvel("compare", evaluated, other, "--pool", "union", "--plot", tmp_path / "plot.svg")
+    assert "no difference" in printed and "other" in printed.splitlines()[0]
+    assert (tmp_path / "plot.svg").read_text().startswith("<svg ")
+    told = json.loads(umarvel("compare", evaluated / "result.json", other / "result.json", "--metric", "mrr", "--json"))
+    assert [one["p_value"] for one in told["comparisons"]] == [1.0] * 3
+    assert told["comparisons"][0]["metric"] == "mrr"
+    assert "'hit@3' was not measured" in refused("compare", evaluated, other, "--metric", "hit@3")
+    assert "No such file" in refused("compare", evaluated, tmp_path / "nothing")
+
+
+def test_audit_tells_by_its_status_whether_the_data_are_sound(umarvel, capsys, tmp_path):
+    data = tmp_path / "data"
+    write_mbeir(data)
+    assert json.loads(umarvel("audit", data, "--json"))["findings"] == []
+    (data / "mbeir_images/did_4_7.png").write_bytes(b"no picture")
+    assert main(["audit", str(data)]) == 1
+    assert "did_4_7.png" in capsys.readouterr().out
+    assert main(["audit", str(data), "--no-images"]) == 0
+    assert main(["audit", str(tmp_path / "nothing")]) == 2
+
+
+def test_report_writes_the_page_again_also_without_the_data(umarvel, refused, evaluated, tmp_path):
+    copy = shutil.copytree(evaluated, tmp_path / "copy", ignore=shutil.ignore_patterns("vectors", "report.html"))
+    assert umarvel("report", copy) == f"{copy / 'report.html'}\n"
+    assert (copy / "report.html").read_text() == (evaluated / "report.html").read_text()
+    saved = (copy / "result.json").read_text().replace(json.dumps(Result.load(copy).settings["data"]), '"/gone"')
+    (copy / "result.json").write_text(saved)
+    assert umarvel("report", copy / "result.json", "--out", tmp_path / "bare.html") == f"{tmp_path / 'bare.html'}\n"
+    assert "data:image" not in (tmp_path / "bare.html").read_text()
+    assert "No such file" in refused("report", tmp_path / "nothing")
 
 
 def test_a_search_that_makes_no_sense_is_refused(refused, checkpoint, squares, tmp_path):

@@ -1,10 +1,13 @@
 """``umarvel_hf.encode``: the host's vectors, one for each item in order, and errors that count from the start."""
 
+import shutil
+
 import numpy as np
 import pytest
+import torch
 
 from pictures import picture
-from umarvel_hf.encoding import encode, load
+from umarvel_hf.encoding import encode, fingerprint, load
 from umarvel_hf.modeling.messages_umarvel import ItemError
 from umarvel_hf.modeling.modeling_umarvel import PROMPTS
 
@@ -139,3 +142,59 @@ def test_an_array_of_texts_is_a_list_of_them(embedder):
 def test_an_instruction_can_be_named(embedder):
     named = encode(embedder, ["a dog"], prompt_name="text-to-image")
     close(named, encode(embedder, ["a dog"], prompt=PROMPTS["text-to-image"]))
+
+
+def differences(one, other):
+    return {name for name in {*one, *other} if one.get(name) != other.get(name)}
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "smolvlm"])
+def test_a_copy_elsewhere_has_the_same_fingerprint(checkpoints, embedders, tmp_path, family):
+    shutil.copytree(checkpoints(family), tmp_path / "copy")
+    stored = fingerprint(embedders(family))
+    copy = load(tmp_path / "copy")
+    assert fingerprint(copy) == stored
+    copy.encode(["a dog", "a dog on a bench"])
+    assert fingerprint(copy) == stored
+    assert {"weights", "code", "settings", "dtype", "attention", "image limits", "transformers"} <= set(stored)
+    assert all(isinstance(value, str) for value in stored.values())
+
+
+def test_whatever_shapes_a_vector_changes_the_fingerprint(checkpoint, embedder):
+    stored = fingerprint(embedder)
+
+    def changed(change):
+        model = load(checkpoint)
+        change(model)
+        return differences(stored, fingerprint(model))
+
+    def move_one_weight(model):
+        with torch.no_grad():
+            next(model.parameters()).view(-1)[0] += 1e-3
+
+    def more_pixels(model):
+        model[0].processor.image_processor.size = {"shortest_edge": 784, "longest_edge": 9408}
+
+    assert changed(move_one_weight) == {"weights"}
+    assert changed(more_pixels) == {"settings", "image limits"}
+    assert changed(lambda model: setattr(model[0].processor, "chat_template", "{{ messages }}")) == {"settings"}
+    assert changed(lambda model: setattr(model, "default_prompt_name", "text-to-image")) == {"settings"}
+    assert changed(lambda model: setattr(model[0].model.config, "pooling", "last")) == {"settings"}
+    half = fingerprint(load(checkpoint, model_kwargs={"dtype": torch.bfloat16}))
+    assert differences(stored, half) == {"weights", "dtype"}
+    eager = fingerprint(load(checkpoint, model_kwargs={"attn_implementation": "eager"}))
+    assert differences(stored, eager) == {"attention"}
+
+
+def test_other_code_in_the_checkpoint_has_another_fingerprint(checkpoint, embedder, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    with (tmp_path / "copy/messages_umarvel.py").open("a") as file:
+        file.write("# changed\n")
+    assert differences(fingerprint(embedder), fingerprint(load(tmp_path / "copy"))) == {"code"}
+
+
+def test_of_another_encoder_the_class_is_known():
+    class Fake:
+        pass
+
+    assert fingerprint(Fake()) == {"encoder": f"{Fake.__module__}.{Fake.__qualname__}"}

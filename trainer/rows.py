@@ -10,7 +10,7 @@ from datasets import Dataset
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from torch.utils.data import SequentialSampler
 
-from umarvel_hf.data import Candidate, MBeir, Query
+from umarvel_hf.data import MODALITIES, MBeir, Pool, Query
 from umarvel_hf.messages import Message, chat
 from umarvel_hf.trainer.losses import PADDING_ID
 
@@ -34,19 +34,18 @@ def mbeir_rows(benchmark: MBeir, *, seed: int) -> tuple[Dataset, list[str]]:
         ValueError: A query names no positive, or one that is not in the pool.
     """
     queries, pool = benchmark.train_queries(), benchmark.union_pool("train")
-    dids = {did: number for number, did in enumerate(pool)}
     width = max(len(query.positives) for query in queries)
     rows: dict[str, list[Any]] = {"anchor": [], "positive": [], "label": []}
-    groups = []
+    groups, chosen = [], []
     for number, query in enumerate(queries):
         draw = random.Random(f"{seed}-{query.qid}-{number}")
-        positive = _draw_positive(draw, query, pool)
-        instruction = draw.choice(benchmark.prompts(query, positive.modality))
-        others = [dids[did] for did in query.positives if did != positive.did and did in dids]
+        positive, others = _draw_positive(draw, query, pool)
+        instruction = draw.choice(benchmark.prompts(query, MODALITIES[pool.modalities[positive]]))
         rows["anchor"].append(_paths_as_strings(chat(query.item, instruction)))
-        rows["positive"].append(_paths_as_strings(chat(positive.item)))
-        rows["label"].append([number, dids[positive.did], *others, *[PADDING_ID] * (width - 1 - len(others))])
+        rows["label"].append([number, positive, *others, *[PADDING_ID] * (width - 1 - len(others))])
         groups.append(f"{query.qid.split(':')[0]} task {query.task_id}")
+        chosen.append(positive)
+    rows["positive"] = [_paths_as_strings(chat(candidate.item)) for candidate in pool.at(chosen)]
     return Dataset.from_dict(rows), groups
 
 
@@ -106,16 +105,18 @@ class BlockBatchSampler(DefaultBatchSampler):
         return blocks * self.block_size // self.batch_size
 
 
-def _draw_positive(draw: random.Random, query: Query, pool: Any) -> Candidate:
+def _draw_positive(draw: random.Random, query: Query, pool: Pool) -> tuple[int, list[int]]:
+    """The positions in the pool of one positive and of the others."""
     if not query.positives:
         raise ValueError(f"Training query {query.qid!r} names no positive; complete its pos_cand_list or remove it.")
-    did = draw.choice(query.positives)
-    if did not in pool:
+    positions = pool.positions(query.positives).tolist()
+    did, positive = draw.choice(list(zip(query.positives, positions, strict=True)))
+    if positive < 0:
         raise ValueError(
             f"Training query {query.qid!r} has positive {did!r}, which is not among the {len(pool):,} candidates of "
             "the union training pool. Use the pool that these queries were written for."
         )
-    return pool[did]
+    return positive, [other for other in positions if other not in (positive, -1)]
 
 
 def _paths_as_strings(messages: list[Message]) -> list[Message]:

@@ -9,33 +9,51 @@ from pathlib import Path as _Path
 
 if _typing.TYPE_CHECKING:
     from umarvel_hf.checkpoint import ConversionReport, convert, new_model
-    from umarvel_hf.data import Candidate, MBeir, Query, Task
+    from umarvel_hf.data import Candidate, MBeir, Pool, Query, Task
     from umarvel_hf.encoding import encode, load
-    from umarvel_hf.evaluation.benchmark import evaluate_benchmark
+    from umarvel_hf.evaluation.audit import Audit, audit
+    from umarvel_hf.evaluation.benchmark import evaluate_benchmark, evaluate_run, fit_fusion
+    from umarvel_hf.evaluation.comparison import compare_results
+    from umarvel_hf.evaluation.results import Result
+    from umarvel_hf.index import FlatIndex, Hit, build_index, retrieve
     from umarvel_hf.messages import ItemError
     from umarvel_hf.report import write_report
-    from umarvel_hf.search import Encoder, FlatIndex, Hit, build_index, retrieve
+    from umarvel_hf.reranking import Fusion, Reranker
+    from umarvel_hf.search import Encoder
+    from umarvel_hf.store import VectorStore
     from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
+    from umarvel_hf.trainer.evaluator import RetrievalEvaluator
     from umarvel_hf.trainer.losses import InfoNCE
     from umarvel_hf.trainer.trainer import UMarvelTrainer
 
 __all__ = [
+    "Audit",
     "Candidate",
     "ConversionReport",
     "Encoder",
     "FlatIndex",
+    "Fusion",
     "Hit",
     "InfoNCE",
     "ItemError",
     "MBeir",
+    "Pool",
     "Query",
+    "Reranker",
+    "Result",
+    "RetrievalEvaluator",
     "Task",
     "UMarvelTrainer",
     "UMarvelTrainingArguments",
+    "VectorStore",
+    "audit",
     "build_index",
+    "compare_results",
     "convert",
     "encode",
     "evaluate_benchmark",
+    "evaluate_run",
+    "fit_fusion",
     "load",
     "new_model",
     "retrieve",
@@ -44,13 +62,20 @@ __all__ = [
 
 _MODULES = {
     "checkpoint": ("ConversionReport", "convert", "new_model"),
-    "data": ("Candidate", "MBeir", "Query", "Task"),
+    "data": ("Candidate", "MBeir", "Pool", "Query", "Task"),
     "encoding": ("encode", "load"),
-    "evaluation.benchmark": ("evaluate_benchmark",),
+    "evaluation.audit": ("Audit", "audit"),
+    "evaluation.benchmark": ("evaluate_benchmark", "evaluate_run", "fit_fusion"),
+    "evaluation.comparison": ("compare_results",),
+    "evaluation.results": ("Result",),
+    "index": ("FlatIndex", "Hit", "build_index", "retrieve"),
     "messages": ("ItemError",),
     "report": ("write_report",),
-    "search": ("Encoder", "FlatIndex", "Hit", "build_index", "retrieve"),
+    "reranking": ("Fusion", "Reranker"),
+    "search": ("Encoder",),
+    "store": ("VectorStore",),
     "trainer.arguments": ("UMarvelTrainingArguments",),
+    "trainer.evaluator": ("RetrievalEvaluator",),
     "trainer.losses": ("InfoNCE",),
     "trainer.trainer": ("UMarvelTrainer",),
 }

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,13 +12,17 @@ from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb. Returns 0, or 2 where the input was wrong; then one line on stderr says what to do."""
+    """Run a verb.
+
+    Returns:
+        0; 1 where `audit` found defects; 2 where the input was wrong, and one line on stderr says what to do.
+    """
     options = vars(_parser().parse_args(arguments))
-    verb: Callable[..., None] = options.pop("verb")
+    verb: Callable[..., int | None] = options.pop("verb")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("umarvel_hf").setLevel(logging.INFO)
     try:
-        verb(**options)
+        return verb(**options) or 0
     except KeyboardInterrupt:
         print("umarvel: stopped", file=sys.stderr)
         return 130
@@ -29,7 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         damaged = "a weights file is damaged; copy it again: " if isinstance(error, SafetensorError) else ""
         print(f"umarvel: {damaged}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return 0
 
 
 def demo(*, out: Path, train: bool) -> None:
@@ -96,6 +100,117 @@ def search(
         print(line)
 
 
+def evaluate(
+    *, model: str | None, suite: str, data: Path | None, out: Path, tasks: list[str] | None, split: str,
+    pools: list[str], instructions: Any, seed: int, gold_modality: bool, baselines: bool | None, rerank: str | None,
+    top: int, fusion: Path | None, run: Path | None, qrels: Path | None, frontier: bool, pixels: list[int] | None,
+    memory: int, batch_size: int, device: str | None, json: bool,
+) -> None:  # fmt: skip
+    """Measure how well a model retrieves: local and union pools, every metric, a report."""
+    if (model is None) == (run is None) or (run is None) != (qrels is None):
+        raise ValueError("give a model, or --run and --qrels to score a TREC run file; not both.")
+    from umarvel_hf.data import MBeir
+    from umarvel_hf.demo import DATASETS
+    from umarvel_hf.emoji import benchmark_dir
+    from umarvel_hf.encoding import load
+    from umarvel_hf.evaluation.benchmark import evaluate_benchmark, evaluate_run, fit_fusion
+    from umarvel_hf.evaluation.frontier import measure_frontier, save_frontier
+    from umarvel_hf.report import write_report
+    from umarvel_hf.reranking import Fusion, load_reranker
+
+    if run is not None and qrels is not None:
+        result = evaluate_run(run, qrels)
+        out.mkdir(parents=True, exist_ok=True)
+        result.save(out / "result.json")
+        print(result.as_json() if json else result.table())
+        return
+    if data is None and suite != "emoji":
+        raise ValueError(f"--suite {suite} needs --data, a folder in M-BEIR's layout.")
+    benchmark = MBeir(data or benchmark_dir())
+    encoder = load(str(model), device=device)
+    common: dict[str, Any] = {
+        "suite": suite, "tasks": tasks, "vectors": out / "vectors", "memory": memory, "batch_size": batch_size,
+        "show_progress": sys.stderr.isatty(),
+    }  # fmt: skip
+    reranker = weight = None
+    if rerank is not None:
+        reranker = load_reranker(rerank)
+        weight = (
+            Fusion.load(fusion) if fusion else fit_fusion(encoder, reranker, benchmark, top=top, name=rerank, **common)
+        )
+    settings = {"model": str(model), "command": f"umarvel {' '.join(sys.argv[1:])}"}
+    result = evaluate_benchmark(
+        encoder, benchmark, split=split, pools=pools, instructions=instructions, seed=seed,
+        gold_modality=gold_modality, baselines=baselines, reranker=reranker, fusion=weight, runs=out / "runs",
+        settings=settings, **common,
+    )  # fmt: skip
+    if weight is not None:
+        weight.save(out / "fusion.json")
+    result.save(out / "result.json")
+    (out / "table.txt").write_text(result.table() + "\n", encoding="utf-8")
+    points = None
+    if frontier:
+        points = measure_frontier(encoder, benchmark, split=split, max_pixels=pixels, **common)
+        save_frontier(points, out / "frontier.json")
+    page = write_report(result, benchmark, out / "report.html", descriptions=DATASETS, frontier=points)
+    print(result.as_json() if json else f"{result.table()}\n\nreport: {page.resolve()}")
+
+
+def compare(
+    *, first: Path, second: Path, metric: str | None, pool: str, system: str, plot: Path | None, json: bool
+) -> None:
+    """Say whether one result is better than another, task by task, query by query."""
+    from umarvel_hf.evaluation.comparison import compare_results
+    from umarvel_hf.evaluation.comparison import plot as draw
+    from umarvel_hf.evaluation.results import Result
+
+    found = compare_results(
+        Result.load(first),
+        Result.load(second),
+        metric=metric,
+        pool=pool,
+        system=system,
+        names=_told_apart(first, second),
+    )
+    if plot is not None:
+        plot.write_text(draw(found.comparisons), encoding="utf-8")
+    print(found.as_json() if json else found.table())
+
+
+def audit(*, data: Path, images: bool, json: bool) -> int:
+    """Check a folder in M-BEIR's layout; the exit status is 1 where its data are not sound."""
+    from umarvel_hf.evaluation.audit import audit
+
+    found = audit(data, images=images, show_progress=sys.stderr.isatty())
+    print(found.as_json() if json else found.text())
+    return 0 if found.sound else 1
+
+
+def report(*, result: Path, data: Path | None, out: Path | None) -> None:
+    """Write report.html from the folder of an evaluation."""
+    from umarvel_hf.data import MBeir
+    from umarvel_hf.demo import DATASETS
+    from umarvel_hf.evaluation.frontier import load_frontier
+    from umarvel_hf.evaluation.results import Result
+    from umarvel_hf.report import write_report
+
+    found = Result.load(result)
+    folder = result if result.is_dir() else result.parent
+    root = data or (Path(found.settings["data"]) if "data" in found.settings else None)
+    points = load_frontier(folder / "frontier.json") if (folder / "frontier.json").is_file() else None
+    benchmark = MBeir(root) if root and (data or root.is_dir()) else None
+    print(write_report(found, benchmark, out or folder / "report.html", descriptions=DATASETS, frontier=points))
+
+
+def _told_apart(first: Path, second: Path) -> tuple[str, str]:
+    """The last parts of two paths, as many as tell them apart, without ``result.json``."""
+    one, other = ([*path.absolute().parts] for path in (first, second))
+    if one[-1] == other[-1] == "result.json":
+        one, other = one[:-1], other[:-1]
+    shared = next((at for at, pair in enumerate(zip(one[::-1], other[::-1], strict=False)) if pair[0] != pair[1]), 0)
+    return "/".join(one[-1 - shared :]), "/".join(other[-1 - shared :])
+
+
 def _parser() -> argparse.ArgumentParser:
     from importlib.metadata import PackageNotFoundError, version
 
@@ -141,6 +256,74 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--data", type=Path, help="folder in M-BEIR's layout (default: the embedded benchmark)")
     verb.add_argument("--max-steps", type=int, help="fewer steps than the recipe says, for a trial")
 
+    verb = _verb(verbs, evaluate, "umarvel evaluate my-embedder --suite m-beir --data M-BEIR")
+    verb.add_argument("model", nargs="?", help="folder or Hub id of a checkpoint")
+    verb.add_argument(
+        "--suite", default="emoji", help="m-beir, or emoji, the embedded benchmark (default: %(default)s)"
+    )
+    verb.add_argument("--data", type=Path, help="folder in M-BEIR's layout (default: the embedded benchmark)")
+    verb.add_argument(
+        "--out", type=Path, default=Path("umarvel-evaluation"),
+        help="folder of the results and vectors; the same command again goes on there (default: %(default)s)",
+    )  # fmt: skip
+    verb.add_argument("--tasks", nargs="+", metavar="TASK", help="such as mscoco_task0 (default: all)")
+    verb.add_argument("--split", default="test", help="default: %(default)s")
+    verb.add_argument(
+        "--pools", nargs="+", default=["local", "union"], choices=("local", "union"), help="default: both"
+    )
+    verb.add_argument(
+        "--instructions", default="first", choices=("first", "seeded", "all"),
+        help="which prompt a query gets; all: every one, mean and spread (default: %(default)s)",
+    )  # fmt: skip
+    verb.add_argument("--seed", type=int, default=0, help="of --instructions seeded (default: %(default)s)")
+    verb.add_argument(
+        "--gold-modality", action=argparse.BooleanOptionalAction, default=True,
+        help="look prompts up by the modality of the right answer, as M-BEIR's code does, or by that of the task",
+    )  # fmt: skip
+    verb.add_argument(
+        "--baselines", action=argparse.BooleanOptionalAction,
+        help="chance, BM25 and pixel neighbours beside the model (default: on the embedded benchmark only)",
+    )  # fmt: skip
+    verb.add_argument("--rerank", metavar="MODEL", help="a CrossEncoder that judges the best candidates anew")
+    verb.add_argument("--top", type=int, default=50, help="how many of them (default: %(default)s)")
+    verb.add_argument("--fusion", type=Path, help="fusion.json of an earlier run (default: fitted on the val split)")
+    verb.add_argument("--run", type=Path, help="score this TREC run file in place of a model; needs --qrels")
+    verb.add_argument("--qrels", type=Path, help="TREC qrels of --run")
+    verb.add_argument(
+        "--frontier", action="store_true", help="also quality by dimension, precision, pixels and latency"
+    )
+    verb.add_argument(
+        "--pixels", nargs="+", type=int, help="image pixel limits of --frontier (default: the model's own)"
+    )
+    verb.add_argument("--memory", type=_bytes, default="8GB", help="for the search (default: %(default)s)")
+    verb.add_argument("--batch-size", type=int, default=32, help="items encoded at a time (default: %(default)s)")
+    verb.add_argument("--device", help="such as cuda:0 (default: the best there is)")
+    verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    verb = _verb(verbs, compare, "umarvel compare run-a run-b --pool union --plot difference.svg")
+    verb.add_argument("first", type=Path, help="result.json of an evaluation, or its folder")
+    verb.add_argument("second", type=Path, help="another one, on the same data")
+    verb.add_argument("--metric", help="such as hit@1 or ndcg@10 (default: each task's own)")
+    verb.add_argument("--pool", default="local", help="local or union (default: %(default)s)")
+    verb.add_argument("--system", default="model", help="model, re-ranked or a baseline (default: %(default)s)")
+    verb.add_argument("--plot", type=Path, help="SVG file to draw the differences in")
+    verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    verb = _verb(verbs, audit, "umarvel audit M-BEIR")
+    verb.add_argument("data", type=Path, help="folder in M-BEIR's layout")
+    verb.add_argument(
+        "--images",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="open every picture, or only see that it is there",
+    )
+    verb.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+    verb = _verb(verbs, report, "umarvel report umarvel-evaluation")
+    verb.add_argument("result", type=Path, help="folder of an evaluation, or its result.json")
+    verb.add_argument("--data", type=Path, help="the data evaluated on (default: where they were)")
+    verb.add_argument("--out", type=Path, help="HTML file to write (default: report.html in the folder)")
+
     verb = _verb(verbs, search, 'umarvel search "a red heart"')
     verb.add_argument("query", nargs="?", help="a text")
     verb.add_argument("--image", type=Path, help="a picture")
@@ -152,7 +335,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _verb(verbs: Any, function: Callable[..., None], example: str) -> argparse.ArgumentParser:
+def _bytes(text: str) -> int:
+    """``8GB`` or ``512MiB`` as a number."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory; write it like 8GB or 512MiB")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2] or " "))
+
+
+def _verb(verbs: Any, function: Callable[..., int | None], example: str) -> argparse.ArgumentParser:
     told = (function.__doc__ or "").strip()
     parser: argparse.ArgumentParser = verbs.add_parser(
         function.__name__, help=told, description=told, epilog=f"example: {example}"

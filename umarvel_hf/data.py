@@ -1,12 +1,31 @@
 """Reader of a folder in M-BEIR's published layout: queries, pools, relevance files (qrels) and instructions."""
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from umarvel_hf.records import (
+    CANDIDATE_FIELDS,
+    MODALITIES,
+    QUERY_FIELDS,
+    Ids,
+    check_content,
+    format_query,
+    format_string,
+    id_array,
+    judgement_of,
+    lines_of,
+    prompts_of,
+    record_of,
+)
 
 Item = str | dict[str, Any]  # what `encode` takes
 
@@ -21,25 +40,7 @@ TASK_TYPES = {
     7: "image+text → image",
     8: "image+text → image+text",
 }
-MODALITIES = ("text", "image", "image,text")
-
-
-def format_string(text: str | None) -> str:
-    """Normalise a text as the reference does: no quotes around it, a capital first, a full stop last; None is ""."""
-    text = (text or "").replace("\r", "").strip().strip('"')
-    if not text:
-        return ""
-    text = text[0].upper() + text[1:]
-    return text if text[-1] in ".?!" else text + "."
-
-
-def format_query(text: str | None) -> str:
-    """Normalise the text that follows an instruction.
-
-    The reference formats ``<instruction> text`` as one string, so its text keeps the case of its first letter and
-    whatever stands before it.
-    """
-    return format_string(f"<> {text or ''}")[len("<> ") :]
+CANDIDATE_MODALITY = {task_id: words.split(" → ")[1].replace("+", ",") for task_id, words in TASK_TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,120 @@ class Candidate:
         return as_item(self.text, self.image)
 
 
-Pool = Mapping[str, Candidate]  # by did, in the order of the file
+class Pool(Mapping[str, Candidate]):
+    """Candidates by did, in the order of their file, read from it when they are asked for.
+
+    Opening reads the file through once and checks every line. Kept are ids, offsets and modalities: some 50 bytes a
+    candidate. A file that has changed since is refused when a candidate is read from it.
+
+    Args:
+        path: A candidate pool of M-BEIR's layout.
+        root: The folder that image paths are relative to.
+
+    Attributes:
+        dids: (N,) numpy bytes, in the order of the file.
+        modalities: (N,) int8, index into ``MODALITIES``.
+
+    Raises:
+        ValueError: A line is no candidate, or its did stands on an earlier line too; file, line and did are named.
+    """
+
+    def __init__(self, path: Path, root: Path) -> None:
+        self.path, self._root = path, root
+        offsets, modalities = array("q"), array("b")
+        self.dids = id_array(self._scan(offsets, modalities))
+        self.modalities, self._offsets = np.array(modalities), np.array(offsets)
+        self._ids = Ids(self.dids)
+        if len(repeated := self._ids.repeated()):
+            number = next(number for number, offset, _ in lines_of(path) if offset == self._offsets[repeated[0]])
+            did = self.dids[repeated[0]].decode()
+            raise ValueError(f"{path}:{number}: did {did!r} stands on an earlier line too. Remove one of them.")
+
+    def __len__(self) -> int:
+        return len(self.dids)
+
+    def __iter__(self) -> Iterator[str]:
+        return (did.decode() for did in self.dids)
+
+    def __contains__(self, did: object) -> bool:
+        return isinstance(did, str) and bool(self.positions([did])[0] >= 0)
+
+    def __getitem__(self, did: str) -> Candidate:
+        if (position := self.positions([did])[0]) < 0:
+            raise KeyError(f"did {did!r} is not among the {len(self):,} candidates of {self.path}.")
+        return self.at([position])[0]
+
+    def values(self) -> ValuesView[Candidate]:
+        """All candidates, read one after the other."""
+        return _Values(self)
+
+    def items(self) -> ItemsView[str, Candidate]:
+        """All candidates with their dids, read one after the other."""
+        return _Items(self)
+
+    def positions(self, dids: Sequence[str] | np.ndarray) -> np.ndarray:
+        """Return (n,) int64, where in the file each did stands, counted from 0; -1 for those it does not hold."""
+        return self._ids.positions(dids)
+
+    def at(self, positions: Iterable[int]) -> list[Candidate]:
+        """Read the candidates at these positions, in this order."""
+        with self.path.open("rb") as file:
+            return [self._read(file, position) for position in positions]
+
+    def subset(self, positions: np.ndarray) -> "Pool":
+        """A pool of the candidates at these positions alone, in this order, read from the same file."""
+        part = copy(self)
+        part.dids, part.modalities = self.dids[positions], self.modalities[positions]
+        part._offsets, part._ids = self._offsets[positions], Ids(self.dids[positions])
+        return part
+
+    def stream(self) -> Iterator[Candidate]:
+        """Yield all candidates in the order of the file, a block in memory."""
+        for start in range(0, len(self), 4096):
+            yield from self.at(range(start, min(start + 4096, len(self))))
+
+    def _scan(self, offsets: "array[int]", modalities: "array[int]") -> Iterator[str]:
+        for number, offset, line in lines_of(self.path):
+            record = record_of(self.path, number, line, CANDIDATE_FIELDS)
+            check_content(self.path, number, record["did"], record["txt"], record["img_path"])
+            offsets.append(offset)
+            modalities.append(MODALITIES.index(record["modality"]))
+            yield record["did"]
+
+    def _read(self, file: BinaryIO, position: int) -> Candidate:
+        if position < 0:
+            raise IndexError(f"Position {position} is none in {self.path}: they are counted from 0.")
+        did = self.dids[position].decode()
+        file.seek(self._offsets[position])
+        try:
+            record = record_of(self.path, position + 1, file.readline(), CANDIDATE_FIELDS)
+        except ValueError:
+            record = {"did": None}
+        if record["did"] != did:
+            raise ValueError(
+                f"{self.path} has changed since it was opened: where {did!r} stood is now "
+                f"{record['did'] or 'no candidate'!r}. Open it again, and encode anew what was encoded from it."
+            )
+        return Candidate(
+            did=did,
+            text=format_string(record["txt"]),
+            image=self._root / record["img_path"] if record["img_path"] else None,
+            modality=record["modality"],
+        )
+
+
+class _Values(ValuesView[Candidate]):
+    _mapping: Pool
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return self._mapping.stream()
+
+
+class _Items(ItemsView[str, Candidate]):
+    _mapping: Pool
+
+    def __iter__(self) -> Iterator[tuple[str, Candidate]]:
+        return ((candidate.did, candidate) for candidate in self._mapping.stream())
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -108,7 +222,7 @@ class MBeir:
         self._instructions_path = self.root / "instructions" / "query_instructions.tsv"
         self._queries: dict[Path, list[Query]] = {}
         self._pools: dict[Path, Pool] = {}
-        self._qrels: dict[Path, dict[str, tuple[str, ...]]] = {}
+        self._qrels: dict[Path, dict[str, dict[str, int]]] = {}
 
     def tasks(self, split: str = "test") -> list[Task]:
         """The tasks that have a query file, ordered by dataset and task id."""
@@ -149,10 +263,14 @@ class MBeir:
 
     def union_pool(self, split: str = "test") -> Pool:
         """All candidates of a split, each did once."""
-        return self._pool(self.root / "cand_pool" / "global" / f"mbeir_union_{split}_cand_pool.jsonl")
+        return self._pool(self._union_path(split))
 
-    def qrels(self, task: Task, split: str = "test") -> dict[str, tuple[str, ...]]:
-        """The right answers of every query of a task, all of them in its local pool."""
+    def has_union_pool(self, split: str = "test") -> bool:
+        """Whether the union pool is there; some folders hold local pools only."""
+        return self._union_path(split).is_file()
+
+    def qrels(self, task: Task, split: str = "test") -> dict[str, dict[str, int]]:
+        """The relevance (above 0) of every right answer, by qid and did; all of them are in the task's local pool."""
         path = self.root / "qrels" / split / f"mbeir_{task.name}_{split}_qrels.txt"
         if path not in self._qrels:
             self._qrels[path] = self._read_qrels(path, task, split)
@@ -161,19 +279,15 @@ class MBeir:
     @cached_property
     def instructions(self) -> dict[str, tuple[str, ...]]:
         """All prompts by ``"dataset id, query modality, candidate modality"``."""
-        prompts: dict[str, tuple[str, ...]] = {}
-        for where, line in list(_lines(self._instructions_path))[1:]:
-            columns = line.split("\t")
-            if len(columns) < 5 or not any(prompt.strip() for prompt in columns[4:]):
+        found: dict[str, tuple[str, ...]] = {}
+        for number, _, line in islice(lines_of(self._instructions_path), 1, None):
+            key, prompts = prompts_of(self._instructions_path, number, line)
+            if key in found:
                 raise ValueError(
-                    f"{where}: {len(columns)} tab-separated columns {columns!r}; needed are query modality, candidate "
-                    "modality, name, dataset id and at least one prompt."
+                    f"{self._instructions_path}:{number}: a second line for {key!r}. Put all its prompts on one line."
                 )
-            key = f"{columns[3]}, {columns[0]}, {columns[1]}"
-            if key in prompts:
-                raise ValueError(f"{where}: a second line for {key!r}. Put all its prompts on one line.")
-            prompts[key] = tuple(format_string(prompt) for prompt in columns[4:] if prompt.strip())
-        return prompts
+            found[key] = prompts
+        return found
 
     def prompts(self, query: Query, candidate_modality: str) -> tuple[str, ...]:
         """All prompts for this query when it looks for candidates of a modality; at least one."""
@@ -195,66 +309,53 @@ class MBeir:
             )
         return prompts[index]
 
-    def _image(self, path: str | None) -> Path | None:
-        return self.root / path if path else None
+    def _union_path(self, split: str) -> Path:
+        return self.root / "cand_pool" / "global" / f"mbeir_union_{split}_cand_pool.jsonl"
 
     def _pool(self, path: Path) -> Pool:
         if path not in self._pools:
-            pool: dict[str, Candidate] = {}
-            for where, record in _records(path, ("did", "txt", "img_path", "modality")):
-                did = record["did"]
-                if did in pool:
-                    raise ValueError(f"{where}: did {did!r} stands on an earlier line too. Remove one of them.")
-                pool[did] = Candidate(
-                    did=did,
-                    text=format_string(record["txt"]),
-                    image=self._image(record["img_path"]),
-                    modality=record["modality"],
-                )
-                _check_content(where, did, pool[did])
-            self._pools[path] = pool
+            self._pools[path] = Pool(path, self.root)
         return self._pools[path]
 
     def _read_queries(self, path: Path) -> list[Query]:
-        fields = ("qid", "query_txt", "query_img_path", "query_modality", "pos_cand_list", "task_id")
         queries = []
-        for where, record in _records(path, fields):
+        for number, _, line in lines_of(path):
+            record = record_of(path, number, line, QUERY_FIELDS)
             query = Query(
                 qid=record["qid"],
                 text=format_query(record["query_txt"]),
-                image=self._image(record["query_img_path"]),
+                image=self.root / record["query_img_path"] if record["query_img_path"] else None,
                 modality=record["query_modality"],
                 positives=tuple(record["pos_cand_list"]),
-                task_id=int(record["task_id"]),
+                task_id=record["task_id"],
             )
-            _check_content(where, query.qid, query)
+            check_content(path, number, query.qid, query.text, record["query_img_path"])
             queries.append(query)
         return queries
 
-    def _read_qrels(self, path: Path, task: Task, split: str) -> dict[str, tuple[str, ...]]:
+    def _read_qrels(self, path: Path, task: Task, split: str) -> dict[str, dict[str, int]]:
         queries = {query.qid for query in self.queries(task, split)}
         pool = self.pool(task, split)
-        right: dict[str, list[str]] = {}
-        for where, line in _lines(path):
-            columns = line.split()
-            if len(columns) != 5 or not columns[3].lstrip("-").isdigit():
-                raise ValueError(f"{where}: {line!r} is not of the form 'qid 0 did relevance task_id' (five columns).")
-            qid, _, did, relevance, _ = columns
+        right: dict[str, dict[str, int]] = {}
+        for number, _, line in lines_of(path):
+            qid, did, relevance = judgement_of(path, number, line)
             if qid not in queries:
-                raise ValueError(f"{where}: query {qid!r} is not among the {len(queries):,} of {task.name} ({split}).")
+                raise ValueError(
+                    f"{path}:{number}: query {qid!r} is not among the {len(queries):,} of {task.name} ({split})."
+                )
             if did not in pool:
                 raise ValueError(
-                    f"{where}: answer {did!r} of query {qid!r} is not among the {len(pool):,} candidates of "
+                    f"{path}:{number}: answer {did!r} of query {qid!r} is not among the {len(pool):,} candidates of "
                     f"{task.name}'s local pool. Use the qrels that were written for this pool."
                 )
-            if int(relevance) > 0:
-                right.setdefault(qid, []).append(did)
+            if relevance > 0:
+                right.setdefault(qid, {})[did] = relevance
         if unanswered := sorted(queries - right.keys()):
             raise ValueError(
                 f"{path}: {len(unanswered):,} of {len(queries):,} queries have no right answer, {unanswered[0]!r} the "
                 "first of them. Complete the file or remove these queries."
             )
-        return {qid: tuple(dids) for qid, dids in right.items()}
+        return right
 
 
 def first_repeated(ids: Sequence[str]) -> str | None:
@@ -265,36 +366,3 @@ def first_repeated(ids: Sequence[str]) -> str | None:
             return one
         seen.add(one)
     return None
-
-
-def _check_content(where: str, name: str, one: Query | Candidate) -> None:
-    if one.modality not in MODALITIES:
-        raise ValueError(f"{where}: {name!r} has modality {one.modality!r}, which is none of {MODALITIES}.")
-    if not one.text and one.image is None:
-        raise ValueError(f"{where}: {name!r} has neither text nor image. Give it one or remove the line.")
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield ``file:line`` and the text of every line that is not blank."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. It belongs to M-BEIR's layout: complete the folder.")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                text = line.decode().rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}:{number}: not UTF-8 ({error}). Is the file cut short?") from error
-            if text.strip():
-                yield f"{path}:{number}", text
-
-
-def _records(path: Path, fields: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for where, line in _lines(path):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON ({error}): {line[:80]!r}. Is the file cut short?") from error
-        if not isinstance(record, dict) or (missing := [field for field in fields if field not in record]):
-            problem = f"lacks {', '.join(missing)}" if isinstance(record, dict) else "is not an object"
-            raise ValueError(f"{where}: the record {problem}; needed are {', '.join(fields)} (null where empty).")
-        yield where, record

@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from umarvel_hf.data import MBeir
+from umarvel_hf.data import CANDIDATE_MODALITY, MBeir
 from umarvel_hf.emoji import benchmark_dir, model_dir
-from umarvel_hf.emoji.cache import cache_dir, write_once
-from umarvel_hf.encoding import load
+from umarvel_hf.emoji.cache import cache_dir
+from umarvel_hf.encoding import fingerprint, load
 from umarvel_hf.evaluation.benchmark import evaluate_benchmark
+from umarvel_hf.evaluation.pools import Candidates
+from umarvel_hf.index import FlatIndex, Hit, build_index, retrieve
 from umarvel_hf.report import write_report
-from umarvel_hf.search import FlatIndex, Hit, build_index, retrieve
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -47,7 +48,8 @@ def run_demo(out: Path, *, train: bool = False) -> None:
     model = load(str(folder), device="cpu")
     logger.info("3/4 evaluation: every pool encoded once, eight task types, three baselines beside the model")
     settings = {"model": "trained just now" if train else "shipped with the package", "command": "umarvel demo"}
-    result = evaluate_benchmark(model, benchmark, show_progress=True, settings=settings)
+    vectors = _vectors(model, benchmark)
+    result = evaluate_benchmark(model, benchmark, vectors=vectors, show_progress=True, settings=settings)
     result.save(out / "result.json")
     print(result.table())
     logger.info("4/4 a few searches and the report")
@@ -109,20 +111,24 @@ def _pictures_in(folder: Path) -> dict[str, Path]:
 
 
 def _embedded_index(encoder: "SentenceTransformer", benchmark: MBeir) -> tuple[FlatIndex, dict[str, Path]]:
-    """All pictures of the test pools and their index, which is kept in the cache."""
-    pool = benchmark.union_pool("test")
-    pictures = {did: one.image for did, one in pool.items() if one.image and not one.text}
+    """All pictures of the test pools and their index; their vectors stand in the cache, also for `demo`."""
+    tasks = [task for task in benchmark.tasks("test") if CANDIDATE_MODALITY[task.task_id] == "image"]
+    candidates = Candidates(benchmark, tasks, "test", union=False)
+    store = candidates.encode(
+        encoder,
+        _vectors(encoder, benchmark),
+        made_by=fingerprint(encoder),
+        batch_size=32,
+        show_progress=sys.stderr.isatty(),
+    )
+    pictures = {one.did: one.image for one in candidates.at(candidates.distinct) if one.image is not None}
+    return FlatIndex.from_store(store, candidates.distinct), pictures
 
-    def fill(out: Path) -> None:
-        logger.info("encoding %d pictures, once", len(pictures))
-        items = [{"image": path} for path in pictures.values()]
-        build_index(encoder, list(pictures), items, show_progress_bar=sys.stderr.isatty()).save(out)
 
-    weights = hashlib.sha256()
-    for _, tensor in sorted(encoder.state_dict().items()):
-        weights.update(tensor.float().cpu().numpy().tobytes())
-    name = f"{benchmark.root.name}-index-{weights.hexdigest()[:12]}"
-    return FlatIndex.open(write_once(cache_dir() / name, fill)), pictures
+def _vectors(encoder: "SentenceTransformer", benchmark: MBeir) -> Path:
+    """Where the cache keeps the vectors that this model gives the embedded benchmark."""
+    made_by = hashlib.sha256(repr(sorted(fingerprint(encoder).items())).encode()).hexdigest()
+    return cache_dir() / f"{benchmark.root.name}-vectors-{made_by[:12]}"
 
 
 def _line(hit: Hit, pictures: dict[str, Path]) -> str:

@@ -1,19 +1,31 @@
-"""Exact search over embeddings: a FAISS flat index that knows its ids, and the top k of a block of scores."""
+"""Exact search over embeddings: many searches in one pass over a store, and the top k of a block.
+
+Everywhere a higher score comes first, and of equal scores the higher id. Scores are inner products in double precision,
+rounded to 6 decimals before they are compared: so a run file printed with 6 decimals sorts to the same order, and no
+split into blocks shows.
+"""
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import faiss
 import numpy as np
 
-from umarvel_hf.data import Item, first_repeated
+from umarvel_hf.data import Item
+from umarvel_hf.store import SHARD_ROWS, StoreChain, VectorStore, check_unit, fill_store
 
-UNIT_TOLERANCE = 1e-3  # half-precision embeddings that were normalised before they were rounded still pass
+SCALE = 1_000_000  # scores are compared in millionths
+MARGIN = 2 / SCALE  # what rounding, to millionths and to single precision, can add to a score
+ROWS, QUERIES = 8_192, 256  # of a block of scores, where memory allows
+LEAST_ROWS, LEAST_QUERIES = 64, 8
+PAIRS = 256  # scored in double precision at a time
+WORST = np.iinfo(np.int64).min
+
+Store = VectorStore | StoreChain
 
 
 class Encoder(Protocol):
@@ -31,10 +43,26 @@ class Encoder(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
-    id: str
-    score: float
+@dataclass(frozen=True)
+class Search:
+    """Queries (Q, D) float16 or float32, of unit length and possibly memory-mapped, and the pools they search.
+
+    A pool is the sorted positions in the store of its candidates; None is all of the store.
+    """
+
+    queries: np.ndarray
+    pools: Mapping[str, np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The k best of every query: positions (Q, k) int64 in the store, best first, and scores (Q, k) float32.
+
+    Where a pool has fewer than k candidates, positions are -1 and scores -inf.
+    """
+
+    positions: np.ndarray
+    scores: np.ndarray
 
 
 def embed(
@@ -55,7 +83,7 @@ def embed(
             f"{type(encoder).__name__}.encode returned an array of shape {embeddings.shape} for {len(items):,} items. "
             "It must return one row per item, (N, D)."
         )
-    _check_unit(embeddings, "Normalise them in the encoder.")
+    check_unit(embeddings, "Normalise them in the encoder.")
     return embeddings
 
 
@@ -77,168 +105,259 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     return best
 
 
-class FlatIndex:
-    """Exact inner-product search in memory over unit vectors (N, D) with string ids."""
+def encode_store(
+    encoder: Encoder,
+    folder: str | Path,
+    ids: Sequence[str] | np.ndarray,
+    items: Sequence[Item],
+    *,
+    instructions: str | Sequence[str] | None = None,
+    made_by: Mapping[str, str],
+    root: Path | None = None,
+    batch_size: int = 32,
+    shard_rows: int = SHARD_ROWS,
+    show_progress_bar: bool | None = False,
+) -> VectorStore:
+    """Encode items into a store, a shard at a time; stopped anywhere and called again, it goes on.
 
-    def __init__(self, dimension: int) -> None:
-        self._index: faiss.Index = faiss.IndexFlatIP(dimension)
-        self._ids: list[str] = []
-        self._known: set[str] = set()
+    Args:
+        items: Anything with a length whose slices are lists of items; a shard of them is asked for at a time.
+        instructions: One for all items, or one for each.
+        made_by: What shapes a vector besides item and instruction, such as :func:`umarvel_hf.encoding.fingerprint`.
+        root: Paths of pictures count from here, so that a folder that was moved is still the same data.
 
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    @property
-    def dimension(self) -> int:
-        """Dimension D of an embedding."""
-        return int(self._index.d)
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """All ids, in the order of adding."""
-        return tuple(self._ids)
-
-    def add(self, ids: Sequence[str], embeddings: np.ndarray) -> None:
-        """Append embeddings, (N, D) float32 and of unit length, under ids not used before. All are added or none."""
-        self._check(embeddings)
-        if len(ids) != len(embeddings):
-            raise ValueError(f"{len(ids):,} ids for {len(embeddings):,} embeddings. Pass one id per embedding.")
-        if (repeated := first_repeated(ids)) is not None:
-            raise ValueError(f"id {repeated!r} occurs twice among the {len(ids):,} ids to add. Ids must be unique.")
-        if known := next((one for one in ids if one in self._known), None):
-            raise ValueError(f"id {known!r} is already among the {len(self):,} of this index. Ids must be unique.")
-        self._index.add(np.ascontiguousarray(embeddings))
-        self._ids.extend(ids)
-        self._known.update(ids)
-
-    def search(self, embeddings: np.ndarray, k: int = 10) -> list[list[Hit]]:
-        """The k best of every row (all where there are fewer), best first; equal scores in the order of their ids."""
-        self._check(embeddings)
-        if k < 1:
-            raise ValueError(f"k is {k}; it must be at least 1.")
-        if not len(self):
-            return [[] for _ in embeddings]
-        embeddings = np.ascontiguousarray(embeddings)
-        scores, positions = self._index.search(embeddings, min(k + 1, len(self)))
-        return [self._hits(*row, k) for row in zip(embeddings, scores, positions, strict=True)]
-
-    def save(self, folder: str | Path) -> None:
-        """Write the index; a crash leaves either what was there before or the new index, never a mixture."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        contents = {
-            "vectors": faiss.serialize_index(self._index).tobytes(),
-            "ids": json.dumps(self._ids, ensure_ascii=False).encode(),
-        }
-        checksums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-        for name, content in contents.items():
-            _write(folder / _file_name(name, checksums[name]), content)
-        # The manifest names the files, so replacing it is the one step that makes them the index.
-        manifest = {"format": 1, "dimension": self.dimension, "count": len(self), "sha256": checksums}
-        _write(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
-        for stale in _index_files(folder, checksums):
-            stale.unlink()
-
-    @classmethod
-    def open(cls, folder: str | Path) -> "FlatIndex":
-        """Read an index that :meth:`save` wrote, after checking that its files are whole."""
-        manifest_path = Path(folder) / "manifest.json"
-        if not manifest_path.is_file():
-            raise FileNotFoundError(f"{manifest_path} does not exist. Pass a folder that FlatIndex.save wrote.")
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-        if manifest.get("format") != 1:
-            raise ValueError(
-                f"{manifest_path} has format {manifest.get('format')!r}; this version reads 1. Build it anew."
-            )
-        contents = {name: _read_checked(manifest_path, name, manifest["sha256"][name]) for name in ("vectors", "ids")}
-        index = cls(manifest["dimension"])
-        index._index = faiss.deserialize_index(np.frombuffer(contents["vectors"], dtype=np.uint8))
-        index._ids = json.loads(contents["ids"])
-        index._known = set(index._ids)
-        stored = (index.dimension, index._index.ntotal, len(index._ids), len(index._known))
-        expected = (manifest["dimension"], *[manifest["count"]] * 3)
-        if stored != expected:
-            raise ValueError(
-                f"{manifest_path}: dimension, vectors, ids and distinct ids are {stored}, expected {expected}. "
-                "Build the index anew."
-            )
-        return index
-
-    def _check(self, embeddings: np.ndarray) -> None:
-        if not isinstance(embeddings, np.ndarray) or embeddings.dtype != np.float32:
-            found = getattr(embeddings, "dtype", type(embeddings).__name__)
-            raise TypeError(f"embeddings are {found}; the index takes numpy float32. Convert with .astype('float32').")
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.dimension:
-            raise ValueError(
-                f"embeddings have shape {embeddings.shape}; the index takes (N, {self.dimension}). "
-                "Encode with the model that built the index."
-            )
-        _check_unit(embeddings, "Divide each by its length: the index compares by inner product.")
-
-    def _hits(self, query: np.ndarray, scores: np.ndarray, positions: np.ndarray, k: int) -> list[Hit]:
-        # Go deeper while a tie reaches beyond what was fetched: the id decides, not the order of adding.
-        while k < len(scores) < len(self) and scores[k - 1] == scores[-1]:
-            found, at = self._index.search(query[None], min(2 * len(scores), len(self)))
-            scores, positions = found[0], at[0]
-        hits = [Hit(self._ids[at], float(score)) for at, score in zip(positions, scores, strict=True)]
-        return sorted(hits, key=lambda hit: (-hit.score, hit.id))[:k]
-
-
-def build_index(encoder: Encoder, ids: Sequence[str], items: Sequence[Item], **encoding: Any) -> FlatIndex:
-    """Encode items and index them under their ids; ``encoding`` goes to :func:`embed`."""
-    if not items:
-        raise ValueError("There is nothing to index: the list of items is empty.")
-    embeddings = embed(encoder, items, **encoding)
-    index = FlatIndex(embeddings.shape[1])
-    index.add(ids, embeddings)
-    return index
-
-
-def retrieve(
-    encoder: Encoder, index: FlatIndex, query: Item, *, instruction: str | None = None, k: int = 10
-) -> list[Hit]:
-    """Find what answers one query, best first."""
-    return index.search(embed(encoder, [query], instruction=instruction), k)[0]
-
-
-def _check_unit(embeddings: np.ndarray, remedy: str) -> None:
-    lengths = np.linalg.norm(embeddings, axis=1)
-    wrong = ~(np.abs(lengths - 1) <= UNIT_TOLERANCE)  # so that a NaN is wrong too
-    if wrong.any():
-        first = int(np.argmax(wrong))
+    Raises:
+        ValueError: The folder holds other vectors (see :func:`umarvel_hf.store.fill_store`), or an item is refused.
+    """
+    everyone = instructions is None or isinstance(instructions, str)
+    told: Sequence[Any] = [instructions] * len(items) if everyone else instructions  # type: ignore[assignment]
+    if not len(ids) == len(items) == len(told):
         raise ValueError(
-            f"{int(wrong.sum()):,} of {len(embeddings):,} embeddings are not of unit length, the first of them number "
-            f"{first} with length {lengths[first]:.4g}. {remedy}"
+            f"{len(ids):,} ids, {len(items):,} items and {len(told):,} instructions. Pass one id and one instruction "
+            "per item, or one instruction for all."
         )
 
+    def encode(rows: slice) -> np.ndarray:
+        batch, groups = items[rows], dict[str | None, list[int]]()
+        for row, instruction in enumerate(told[rows]):
+            groups.setdefault(instruction, []).append(row)
+        options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
+        parts = [
+            embed(encoder, [batch[row] for row in group], instruction=instruction, **options)
+            for instruction, group in groups.items()
+        ]
+        return np.concatenate(parts)[np.argsort(np.concatenate(list(groups.values())))]
 
-def _file_name(name: str, checksum: str) -> str:
-    return {"vectors": f"vectors-{checksum[:12]}.faiss", "ids": f"ids-{checksum[:12]}.json"}[name]
+    def digest(rows: slice) -> str:
+        return inputs_digest(ids[rows], items[rows], told[rows], root=root)
 
-
-def _index_files(folder: Path, checksums: dict[str, str]) -> Iterator[Path]:
-    """The files of earlier saves."""
-    current = {_file_name(name, checksum) for name, checksum in checksums.items()}
-    for pattern in ("vectors-*.faiss", "ids-*.json"):
-        yield from (path for path in sorted(folder.glob(pattern)) if path.name not in current)
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    return fill_store(folder, ids, encode, made_by=made_by, digest=digest, shard_rows=shard_rows)
 
 
-def _read_checked(manifest: Path, name: str, checksum: str) -> bytes:
-    path = manifest.with_name(_file_name(name, checksum))
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist, but {manifest} names it. Build the index anew.")
-    content = path.read_bytes()
-    if (found := hashlib.sha256(content).hexdigest()) != checksum:
+def inputs_digest(
+    ids: Sequence[str] | np.ndarray,
+    items: Sequence[Item],
+    instructions: Sequence[str | None] | None = None,
+    *,
+    root: Path | None = None,
+) -> str:
+    """A checksum over ids, instructions and items, in which paths count from ``root``."""
+    checksum = hashlib.sha256()
+    for one, item, instruction in zip(ids, items, instructions or [None] * len(items), strict=True):
+        record = [one.decode() if isinstance(one, bytes) else one, instruction, item]
+        checksum.update(json.dumps(record, sort_keys=True, default=partial(_content, root=root)).encode() + b"\n")
+    return checksum.hexdigest()
+
+
+def search_store(store: Store, searches: Mapping[str, Search], *, k: int, memory: int) -> dict[str, dict[str, Ranking]]:
+    """Find the k best of every query in every pool, exactly, in one pass over the store.
+
+    Single-precision products choose which candidates can matter, by the bound on their error; those are scored again in
+    double precision. One integer holds the score in millionths and the rank of the id, so there are no ties.
+
+    Args:
+        k: Candidates kept per query and pool.
+        memory: Bytes that the search may hold: results, a block of candidates, their scores, and what choosing takes.
+            Mapped files, the store's ids and the queries as given are not counted.
+
+    Returns:
+        By search and pool.
+
+    Raises:
+        ValueError: ``k`` below 1, queries of another dimension or length, unsorted pools, or too little memory.
+    """
+    _check_searches(store, searches, k)
+    rows, queries_a_block = _block_size(store, searches, k, memory)
+    order = np.argsort(store.ids, kind="stable").astype(np.uint32)
+    ranks = np.empty(len(store), dtype=np.uint32)  # of the id of every position, the highest is the best
+    ranks[order] = np.arange(len(store), dtype=np.uint32)
+    best = {
+        name: {pool: np.full((len(search.queries), k), WORST, dtype=np.int64) for pool in search.pools}
+        for name, search in searches.items()
+    }
+    buffer = np.empty((rows, store.dimension), dtype=np.float32)
+    for here, half in store.blocks(rows):
+        block = buffer[: len(half)]  # (C, D)
+        np.copyto(block, half)
+        for name, search in searches.items():
+            pools = {pool: at for pool in search.pools if len(at := _columns(search.pools[pool], here))}
+            for start in range(0, len(search.queries) if pools else 0, queries_a_block):
+                part = slice(start, start + queries_a_block)
+                queries = np.asarray(search.queries[part], dtype=np.float32)  # (Q, D)
+                scores = queries @ block.T  # (Q, C)
+                for pool, columns in pools.items():
+                    of_pool = _Block(queries, block, columns, ranks[here][columns])
+                    of_pool.offer(_select(scores, columns), best[name][pool][part])
+    return {
+        name: {pool: _ranking(pools.pop(pool), order) for pool in list(pools)}  # so that each is freed once it is read
+        for name, pools in best.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block of queries (Q, D), of candidates, which of these are in a pool (C,), and the ranks of their ids (C,)."""
+
+    queries: np.ndarray
+    candidates: np.ndarray
+    columns: np.ndarray
+    ranks: np.ndarray
+
+    def offer(self, scores: np.ndarray, best: np.ndarray) -> None:
+        """Merge what single-precision scores (Q, C) let through into the best keys (Q, k), ascending, in place."""
+        k, width = best.shape[1], scores.shape[1]
+        error = product_error(self.queries.shape[1])
+        floor = ((best[:, 0] >> 32) / SCALE - error - MARGIN).astype(np.float32)  # (Q,): below, none can enter
+        possible = scores >= floor[:, None]
+        if np.count_nonzero(possible) > 2 * best.size and width > k:
+            # The first block, or one much better than all before: only its own k best can enter.
+            kth = np.partition(scores, width - k, axis=1)[:, width - k]
+            floor = np.maximum(floor, kth - np.float32(2 * error + MARGIN))
+            np.greater_equal(scores, floor[:, None], out=possible)
+        if np.count_nonzero(possible) <= 2 * best.size:
+            self._merge(possible, best, slice(None))
+        else:  # many near-ties: one row at a time stays within memory
+            for row in range(len(best)):
+                self._merge(possible[row : row + 1], best[row : row + 1], slice(row, row + 1))
+
+    def _merge(self, possible: np.ndarray, best: np.ndarray, part: slice) -> None:
+        k = best.shape[1]
+        rows, columns = np.divmod(np.flatnonzero(possible), possible.shape[1])
+        if not len(rows):
+            return
+        scores = np.rint(SCALE * exact_scores(self.queries[part], self.candidates, rows, self.columns[columns]))
+        keys = (scores.astype(np.int64) << 32) | self.ranks[columns]
+        touched, rows = np.unique(rows, return_inverse=True)
+        keys = np.concatenate([best[touched].ravel(), keys])
+        rows = np.concatenate([np.repeat(np.arange(len(touched)), k), rows])
+        keys = keys[np.lexsort((keys, rows))]
+        ends = np.cumsum(np.bincount(rows))
+        best[touched] = keys[ends[:, None] + np.arange(-k, 0)]
+
+
+def best_first(ranking: Ranking, ids: np.ndarray) -> Ranking:
+    """Sort every row of a ranking whose scores were changed; ``ids`` (N,) bytes are those of the positions."""
+    _, ranks = np.unique(ids[ranking.positions], return_inverse=True)
+    scores = np.rint(SCALE * ranking.scores.astype(np.float64))
+    order = np.lexsort((ranks.reshape(scores.shape), scores), axis=1)[:, ::-1]
+    sorted_scores = np.take_along_axis(scores / SCALE, order, axis=1).astype(np.float32)
+    return Ranking(np.take_along_axis(ranking.positions, order, axis=1), sorted_scores)
+
+
+def exact_scores(queries: np.ndarray, candidates: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Inner products of pairs (n,) in double precision; they do not depend on what else is scored beside them."""
+    scores = np.empty(len(rows))
+    for start in range(0, len(rows), PAIRS):
+        part = slice(start, start + PAIRS)
+        left, right = queries[rows[part]].astype(np.float64), candidates[columns[part]].astype(np.float64)
+        np.einsum("nd,nd->n", left, right, out=scores[part])
+    return scores
+
+
+def product_error(dimension: int) -> float:
+    """By how much a single-precision product of unit vectors may be off, summed in whatever order.
+
+    λ √D u with λ = 8: the probabilistic bound of Higham & Mary, "A new approach to probabilistic rounding error
+    analysis", 2019. The worst case, D u, would let through many times more candidates.
+    """
+    return float(8 * np.sqrt(dimension) * 2.0**-24)
+
+
+def _content(value: Any, root: Path | None) -> Any:
+    """What JSON cannot hold: a path counts by its name, a picture or an array by its pixels."""
+    if isinstance(value, Path):
+        return {"path": (value.relative_to(root) if root and value.is_relative_to(root) else value).as_posix()}
+    array = np.asarray(value.convert("RGBA") if hasattr(value, "convert") else value)
+    if array.dtype == object:
+        raise TypeError(f"items cannot hold a {type(value).__name__}; give text, paths, pictures, arrays or chats.")
+    pixels = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return {"shape": array.shape, "dtype": array.dtype.name, "sha256": pixels}
+
+
+def _check_searches(store: Store, searches: Mapping[str, Search], k: int) -> None:
+    if k < 1:
+        raise ValueError(f"k is {k}; it must be at least 1.")
+    for name, search in searches.items():
+        if search.queries.ndim != 2 or search.queries.shape[1] != store.dimension:
+            raise ValueError(
+                f"search {name!r} has queries of shape {search.queries.shape}; the store holds vectors of "
+                f"dimension {store.dimension}. Encode both with one model."
+            )
+        for start in range(0, len(search.queries), ROWS):
+            check_unit(search.queries[start : start + ROWS], f"They are queries of search {name!r}: normalise them.")
+        for pool, positions in search.pools.items():
+            if positions is None or not len(positions):
+                continue
+            if positions[0] < 0 or positions[-1] >= len(store) or (np.diff(positions) <= 0).any():
+                raise ValueError(
+                    f"pool {pool!r} of search {name!r} must hold sorted positions, each once, below {len(store):,}."
+                )
+
+
+def _block_size(store: Store, searches: Mapping[str, Search], k: int, memory: int) -> tuple[int, int]:
+    """Rows of the store and queries in a block of scores that fit into memory."""
+    most = max((len(search.queries) for search in searches.values()), default=0)
+    rankings = sum(len(search.queries) * len(search.pools) for search in searches.values())
+    results = k * (20 * rankings + 32 * most)  # a key and what it becomes, position and score; the steps in between
+    fixed = results + 16 * len(store) + 24 * PAIRS * store.dimension  # the order of ids, pairs in double precision
+
+    def need(rows: int, queries: int) -> int:
+        scores = rows * queries * (3 * 4 + 1)  # the product, a pool's part, its partition; what is possible
+        merged = 128 * max(3 * queries * k, rows + k)
+        return fixed + 4 * store.dimension * (rows + queries) + scores + merged
+
+    rows, queries = max(1, min(ROWS, len(store))), max(1, min(QUERIES, most))
+    least = min(rows, LEAST_ROWS), min(queries, LEAST_QUERIES)
+    while need(rows, queries) > memory and (rows, queries) != least:
+        if rows > least[0] and (rows >= queries or queries == least[1]):
+            rows = max(rows // 2, least[0])
+        else:
+            queries = max(queries // 2, least[1])
+    if need(rows, queries) > memory:
         raise ValueError(
-            f"{path} has sha256 {found}, {manifest} says {checksum}. The file changed: build the index anew."
+            f"memory is {memory:,} bytes, but {rankings:,} rankings of {k:,} candidates over {len(store):,} vectors of "
+            f"dimension {store.dimension:,} need at least {need(rows, queries):,}. Allow more or search fewer at once."
         )
-    return content
+    return rows, queries
+
+
+def _columns(positions: np.ndarray | None, here: slice) -> np.ndarray:
+    """Which columns of a block belong to a pool."""
+    if positions is None:
+        return np.arange(here.stop - here.start)
+    first, last = np.searchsorted(positions, (here.start, here.stop))
+    return positions[first:last] - here.start
+
+
+def _select(scores: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    if columns[-1] - columns[0] + 1 == len(columns):
+        return scores[:, columns[0] : columns[-1] + 1]  # no copy
+    return np.take(scores, columns, axis=1)
+
+
+def _ranking(keys: np.ndarray, order: np.ndarray) -> Ranking:
+    keys = keys[:, ::-1]
+    found = keys != WORST
+    positions = np.where(found, order[keys & 0xFFFFFFFF].astype(np.int64), -1)
+    scores = np.where(found, (keys >> 32) / SCALE, -np.inf).astype(np.float32)
+    return Ranking(positions, scores)

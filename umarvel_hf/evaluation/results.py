@@ -1,152 +1,227 @@
-"""What an evaluation found: numbers per task, the comparison with the best baseline, JSON and a table."""
+"""What an evaluation found: values per query, means, the comparison with the best baseline, JSON and a table."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from umarvel_hf.data import TASK_TYPES
-from umarvel_hf.evaluation.metrics import hits_at
-from umarvel_hf.evaluation.significance import holm, paired_randomisation
+from umarvel_hf.data import TASK_TYPES, Task
+from umarvel_hf.evaluation.significance import LEVEL, Comparison, corrected, paired
 
-KS = (1, 5, 10)
-MODEL = "model"
+FORMAT = 2
+MODEL, RERANKED = "model", "re-ranked"
 POOLS = ("local", "union")
-LEVEL = 0.05
+KS = (1, 5, 10)
+WRONG_MODALITY = "wrong_modality@10"  # share of the first ten candidates whose modality no right answer has
+METRICS = ("hit@1", "hit@5", "hit@10", "hit@50", "recall@5", "recall@10", "recall@50", "ndcg@10", "mrr", "map")
+
+# M-BEIR's 16 configurations, in the order in which papers print them, and the depth of the hit rate they report
+# (recipe.md §9.2, §11).
+MBEIR_TASKS = {
+    Task("visualnews", 0): 5,
+    Task("mscoco", 0): 5,
+    Task("fashion200k", 0): 10,
+    Task("webqa", 1): 5,
+    Task("edis", 2): 5,
+    Task("webqa", 2): 5,
+    Task("visualnews", 3): 5,
+    Task("mscoco", 3): 5,
+    Task("fashion200k", 3): 10,
+    Task("nights", 4): 5,
+    Task("oven", 6): 5,
+    Task("infoseek", 6): 5,
+    Task("fashioniq", 7): 10,
+    Task("cirr", 7): 5,
+    Task("oven", 8): 5,
+    Task("infoseek", 8): 5,
+}
 
 
 @dataclass(frozen=True)
 class PoolScore:
-    """One system on one task and pool: ``hit@k`` from 0 to 1, and per query the rank of its first right answer
-    (from 1; 0 where it is not among the first 10)."""
+    """One system on one task and pool: by metric, one value from 0 to 1 for every query."""
 
-    hit_rates: dict[str, float]
-    first_hits: list[int]
+    values: dict[str, list[float]]
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """The model against the baseline with the highest R@5 on local pools, query by query."""
-
-    name: str
-    queries: int
-    model: float
-    baseline: str
-    baseline_score: float
-    p_value: float
-    p_holm: float = 1.0
-
-    @property
-    def verdict(self) -> str:
-        """``better`` or ``worse`` where the corrected p-value is below 0.05, else ``no difference shown``."""
-        if self.p_holm >= LEVEL:
-            return "no difference shown"
-        return "better" if self.model > self.baseline_score else "worse"
+    def mean(self, metric: str) -> float:
+        """Mean over the queries."""
+        if metric not in self.values:
+            raise ValueError(f"{metric!r} was not measured; measured are {', '.join(self.values)}.")
+        return float(np.mean(self.values[metric]))
 
 
 @dataclass(frozen=True)
 class TaskResult:
+    """One task.
+
+    Args:
+        task_id: None for a run file that belongs to no benchmark.
+        metric: The one to report: ``hit@5``; ``hit@10`` on Fashion200K and FashionIQ.
+        pool_sizes: Number of candidates, by pool.
+        scores: By system, by pool.
+        top: By pool, the first ten dids that the model found for every query.
+        by_prompt: By pool, the model's mean of ``metric`` with each prompt; empty where one prompt was used.
+        comparison: The model against the best baseline on the local pool; None without baselines.
+    """
+
     dataset: str
-    task_id: int
+    task_id: int | None
+    metric: str
     qids: list[str]
     pool_sizes: dict[str, int]
-    scores: dict[str, dict[str, PoolScore]]  # by system, by pool
-    top: list[list[str]]  # the model's first five dids on the local pool, per query
-    comparison: Comparison
+    scores: dict[str, dict[str, PoolScore]]
+    top: dict[str, list[list[str]]]
+    by_prompt: dict[str, list[float]] = field(default_factory=dict)
+    comparison: Comparison | None = None
 
-    def rate(self, system: str, pool: str, k: int) -> float:
-        """Share of queries, 0 to 1, with a right answer among the first ``k`` of a system on a pool."""
-        return self.scores[system][pool].hit_rates[f"hit@{k}"]
+    @property
+    def name(self) -> str:
+        """As the files spell it, such as ``mscoco_task0``."""
+        return self.dataset if self.task_id is None else Task(self.dataset, self.task_id).name
+
+    @property
+    def type(self) -> str:
+        """In words, such as ``text → image``."""
+        return "run file" if self.task_id is None else TASK_TYPES[self.task_id]
+
+    @property
+    def systems(self) -> list[str]:
+        """What was measured: the model, re-ranked or not, and the baselines."""
+        return list(self.scores)
+
+    def rate(self, system: str, pool: str, metric: str | None = None) -> float:
+        """Mean of a metric (None: the task's own) of a system on a pool."""
+        return self.scores[system][pool].mean(metric or self.metric)
 
 
 @dataclass(frozen=True)
 class Result:
+    """A whole evaluation.
+
+    Args:
+        suite: ``m-beir``, ``emoji``, or ``trec`` for a run file.
+        types: The model against the best baseline, by task type over all data sets; empty without baselines.
+        settings: What is needed to reproduce the numbers.
+        counts: Tasks, queries, candidates.
+        seconds: Duration of each phase.
+        fusion: Weight of the re-ranker and how it was fitted (``reranking.Fusion`` as a dict); None without one.
+    """
+
+    suite: str
     tasks: list[TaskResult]
-    types: list[Comparison]  # one per task type, over the queries of all data sets
+    types: list[Comparison]
     settings: dict[str, str]
     counts: dict[str, int]
     seconds: dict[str, float]
+    fusion: dict[str, Any] | None = None
+
+    @property
+    def systems(self) -> list[str]:
+        """What was measured: the model, re-ranked or not, and the baselines."""
+        return self.tasks[0].systems
 
     @property
     def baselines(self) -> list[str]:
-        """The systems beside the model."""
-        return [system for system in self.tasks[0].scores if system != MODEL]
+        """The systems that need no model."""
+        return [system for system in self.systems if system not in (MODEL, RERANKED)]
 
     @property
-    def datasets(self) -> list[str]:
-        """The data sets, in the order of their tasks."""
-        return list(dict.fromkeys(task.dataset for task in self.tasks))
+    def pools(self) -> list[str]:
+        """The pools that were searched."""
+        return list(self.tasks[0].pool_sizes)
 
-    def of(self, dataset: str) -> list[TaskResult]:
-        """The results on one data set."""
-        return [task for task in self.tasks if task.dataset == dataset]
+    @property
+    def groups(self) -> dict[str, list[TaskResult]]:
+        """The tasks whose plain mean is reported: M-BEIR's all together, otherwise those of each data set."""
+        if self.suite == "m-beir":
+            return {"M-BEIR": self.tasks}
+        groups: dict[str, list[TaskResult]] = {}
+        for task in self.tasks:
+            groups.setdefault(task.dataset, []).append(task)
+        return groups
 
-    def mean(self, dataset: str, system: str, pool: str, k: int) -> float:
-        """Plain mean over the tasks of a data set, as M-BEIR averages."""
-        return float(np.mean([task.rate(system, pool, k) for task in self.of(dataset)]))
+    @property
+    def missing(self) -> list[str]:
+        """M-BEIR's configurations that were not evaluated; a mean is one of 16 only where there is none."""
+        if self.suite != "m-beir":
+            return []
+        return [task.name for task in MBEIR_TASKS if task.name not in {one.name for one in self.tasks}]
+
+    def mean(self, group: str, system: str, pool: str, metric: str | None = None) -> float:
+        """Plain mean over the tasks of a group, as M-BEIR averages; metric None: each task's own."""
+        return float(np.mean([task.rate(system, pool, metric) for task in self.groups[group]]))
 
     def save(self, path: str | Path) -> None:
-        """Write everything as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), ensure_ascii=False), encoding="utf-8")
+        """Write everything as JSON, whole or not at all."""
+        path = Path(path)
+        partial_path = path.with_name(path.name + ".partial")
+        partial_path.write_text(self.as_json(), encoding="utf-8")
+        os.replace(partial_path, path)
+
+    def as_json(self) -> str:
+        """Everything, as one line."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False)
 
     @classmethod
     def load(cls, path: str | Path) -> "Result":
-        """Read what :meth:`save` wrote."""
-        saved = json.loads(Path(path).read_text(encoding="utf-8"))
-        return cls(**saved | {"tasks": [_task(task) for task in saved["tasks"]], "types": _comparisons(saved["types"])})
+        """Read what :meth:`save` wrote; a folder stands for its ``result.json``."""
+        path = Path(path) / "result.json" if Path(path).is_dir() else Path(path)
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON ({error}). Pass the result.json of an evaluation.") from error
+        found = saved.pop("format", None) if isinstance(saved, dict) else None
+        if found != FORMAT:
+            raise ValueError(f"{path} has format {found!r}; this version reads {FORMAT}. Evaluate again.")
+        types = [Comparison(**one) for one in saved["types"]]
+        return cls(**saved | {"tasks": [_task(task) for task in saved["tasks"]], "types": types})
 
     def table(self) -> str:
         """All tasks as aligned plain text, in percent, misses included."""
-        how = f"Paired randomisation over queries, Holm-corrected; better and worse mean p < {LEVEL}."
-        return "\n".join([*_aligned(_table_rows(self)), "", *verdict_lines(self), how])
+        lines = aligned(_table_rows(self))
+        if self.missing:
+            lines += ["", f"Not evaluated: {', '.join(self.missing)}."]
+        if self.baselines:
+            how = f"Paired randomisation over queries, Holm-corrected; better and worse mean p < {LEVEL}."
+            lines += ["", *verdict_lines(self), how]
+        return "\n".join(lines)
 
 
-def compare(name: str, first: Mapping[str, Sequence[int]]) -> Comparison:
-    """Compare by R@5.
+def against_best(name: str, metric: str, values: dict[str, np.ndarray]) -> Comparison | None:
+    """The model against the best of the baselines, query by query; None where there is no baseline.
 
     Args:
-        first: for every system, the rank of each query's first right answer.
+        values: By system, (Q,) one value of ``metric`` per query.
     """
-    hits = {system: hits_at(np.asarray(ranks), 5) for system, ranks in first.items()}
-    rates = {system: float(values.mean()) for system, values in hits.items()}
-    baseline = max((system for system in hits if system != MODEL), key=lambda system: rates[system])
-    return Comparison(
-        name=name,
-        queries=len(hits[MODEL]),
-        model=rates[MODEL],
-        baseline=baseline,
-        baseline_score=rates[baseline],
-        p_value=paired_randomisation(hits[MODEL], hits[baseline]),
-    )
-
-
-def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The same comparisons with p-values corrected for their number (Holm)."""
-    p_values = holm([one.p_value for one in comparisons])
-    return [replace(one, p_holm=p) for one, p in zip(comparisons, p_values, strict=True)]
+    baselines = [system for system in values if system not in (MODEL, RERANKED)]
+    if not baselines:
+        return None
+    best = max(baselines, key=lambda system: float(values[system].mean()))
+    return paired(name, metric, MODEL, values[MODEL], best, values[best])
 
 
 def compare_types(tasks: Sequence[TaskResult]) -> list[Comparison]:
-    """One comparison per task type, over the queries of all data sets."""
+    """One comparison per task type, over the queries of all data sets, on local pools."""
     comparisons = []
-    for task_id in sorted({task.task_id for task in tasks}):
+    for task_id in sorted({task.task_id for task in tasks if task.task_id is not None}):
         same = [task for task in tasks if task.task_id == task_id]
-        systems = same[0].scores
-        first = {
-            system: [rank for task in same for rank in task.scores[system]["local"].first_hits] for system in systems
+        values = {
+            system: np.concatenate([task.scores[system]["local"].values[task.metric] for task in same])
+            for system in same[0].systems
         }
-        comparisons.append(compare(TASK_TYPES[task_id], first))
-    return corrected(comparisons)
+        comparisons.append(against_best(TASK_TYPES[task_id], same[0].metric, values))
+    return corrected([one for one in comparisons if one is not None])
 
 
 def verdict_lines(result: Result) -> list[str]:
     """Two sentences: how often the model beats the best baseline, by task and by task type."""
     lines = []
-    for what, comparisons in (("tasks", [task.comparison for task in result.tasks]), ("task types", result.types)):
+    tasks = [task.comparison for task in result.tasks if task.comparison is not None]
+    for what, comparisons in (("tasks", tasks), ("task types", result.types)):
         verdicts = [one.verdict for one in comparisons]
         lines.append(
             f"Of {len(verdicts)} {what} the model is better than the best baseline on {verdicts.count('better')}, "
@@ -155,57 +230,58 @@ def verdict_lines(result: Result) -> list[str]:
     return lines
 
 
-def _table_rows(result: Result) -> list[list[str]]:
-    ks = [f"R@{k}" for k in KS]
-    rows = [
-        [
-            "",
-            "",
-            "",
-            "local",
-            *[pool for pool in POOLS for _ in KS],
-            *result.baselines,
-            "R@5 against the best of these",
-        ],
-        ["dataset", "task", "queries", "pool", *ks * len(POOLS), *["R@5" for _ in result.baselines], ""],
-    ]
-    for dataset in result.datasets:
-        for task in result.of(dataset):
-            sizes = [f"{len(task.qids):,}", f"{task.pool_sizes['local']:,}"]
-            verdict = f"{task.comparison.verdict}, p {task.comparison.p_holm:.4f}"
-            rows.append([dataset, _short(task.task_id), *sizes, *_percents(result, task.rate), verdict])
-        rows.append([dataset, "mean", "", "", *_percents(result, partial(result.mean, dataset)), ""])
-    return rows
-
-
-def _short(task_id: int) -> str:
+def short_type(name: str) -> str:
     """``text → image+text`` as ``t->(i,t)``, which any terminal prints."""
-    name = TASK_TYPES[task_id].replace("image+text", "(i,t)").replace("image", "i").replace("text", "t")
-    return name.replace(" → ", "->")
+    return name.replace("image+text", "(i,t)").replace("image", "i").replace("text", "t").replace(" → ", "->")
 
 
-def _percents(result: Result, rate: Callable[[str, str, int], float]) -> list[str]:
-    own = [rate(MODEL, pool, k) for pool in POOLS for k in KS]
-    return [f"{100 * value:.1f}" for value in [*own, *[rate(name, "local", 5) for name in result.baselines]]]
+def short_metric(metric: str) -> str:
+    """As tables head a column: ``R@5`` for ``hit@5``, which M-BEIR calls recall."""
+    return "wrong" if metric == WRONG_MODALITY else metric.replace("hit@", "R@")
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Lay out rows of cells as lines: the first two columns and the last to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     last = len(widths) - 1
     lines = []
     for row in rows:
         cells = enumerate(zip(row, widths, strict=True))
-        aligned = (cell.ljust(width) if at in (0, 1, last) else cell.rjust(width) for at, (cell, width) in cells)
-        lines.append("  ".join(aligned).rstrip())
+        laid = (cell.ljust(width) if at in (0, 1, last) else cell.rjust(width) for at, (cell, width) in cells)
+        lines.append("  ".join(laid).rstrip())
     return lines
 
 
-def _comparisons(saved: list[dict[str, Any]]) -> list[Comparison]:
-    return [Comparison(**one) for one in saved]
+def _table_rows(result: Result) -> list[list[str]]:
+    """The model on every pool, then what else was measured by each task's own metric, then the verdict."""
+    ours = [(MODEL, pool, metric) for pool in result.pools for metric in ("hit@1", None, "hit@10")]
+    if "union" in result.pools:
+        ours.append((MODEL, "union", WRONG_MODALITY))
+    others = [(RERANKED, pool, None) for pool in result.pools if RERANKED in result.systems]
+    others += [(system, result.pools[0], None) for system in result.baselines]
+    measured = [*ours, *others]
+    metrics = {task.metric for task in result.tasks}
+    own = short_metric(metrics.pop()) if len(metrics) == 1 else "score"
+    above = [pool for _, pool, _ in ours] + [pool if name == RERANKED else name for name, pool, _ in others]
+    below = [short_metric(metric) if metric else own for *_, metric in ours]
+    below += [RERANKED if name == RERANKED else own for name, *_ in others]
+    score, verdicts = ("score is" if own == "score" else ""), ("against the best" if result.baselines else "")
+    rows = [["", "", "", result.pools[0], *above, verdicts], ["dataset", "task", "queries", "pool", *below, score]]
+    for group, tasks in result.groups.items():
+        for task in tasks:
+            sizes = [f"{len(task.qids):,}", f"{task.pool_sizes[result.pools[0]]:,}"]
+            note = [short_metric(task.metric)] if own == "score" else []
+            note += [f"{task.comparison.verdict}, p {task.comparison.p_holm:.4f}"] if task.comparison else []
+            percents = [f"{100 * task.rate(*one):.1f}" for one in measured]
+            rows.append([task.dataset, short_type(task.type), *sizes, *percents, "  ".join(note)])
+        means = [f"{100 * result.mean(group, *one):.1f}" for one in measured]
+        rows.append([group, "mean", "", "", *means, f"of {len(tasks)} tasks"])
+    return rows
 
 
 def _task(saved: dict[str, Any]) -> TaskResult:
     scores = {
         system: {pool: PoolScore(**score) for pool, score in pools.items()} for system, pools in saved["scores"].items()
     }
-    return TaskResult(**saved | {"scores": scores, "comparison": Comparison(**saved["comparison"])})
+    comparison = Comparison(**saved["comparison"]) if saved["comparison"] else None
+    return TaskResult(**saved | {"scores": scores, "comparison": comparison})

@@ -1,0 +1,342 @@
+"""What smaller vectors and pictures cost: quality by dimension, precision and pixels, beside bytes and milliseconds."""
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from tqdm import tqdm
+
+from umarvel_hf.data import MBeir, Task
+from umarvel_hf.encoding import fingerprint
+from umarvel_hf.evaluation.benchmark import MEMORY, choose_tasks, own_metric
+from umarvel_hf.evaluation.metrics import judge, measure
+from umarvel_hf.evaluation.pools import Candidates
+from umarvel_hf.evaluation.results import aligned
+from umarvel_hf.evaluation.retrieval import DEPTH, Found, Prompting, ask, encode_queries, vectors_folder
+from umarvel_hf.search import Encoder, Ranking, best_first, embed
+from umarvel_hf.store import StoreChain
+
+PRECISIONS: dict[str, Callable[[int], Any]] = {  # from a dimension to an empty index
+    "float32": faiss.IndexFlatIP,
+    "int8": lambda d: faiss.IndexScalarQuantizer(d, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT),
+    "binary": lambda d: faiss.IndexBinaryFlat(-(-d // 8) * 8),
+}
+LEAST_DIMENSION = 16  # of those that are tried by themselves
+ROWS = 65_536  # vectors read from the store at a time
+TIMED_BATCHES, TIMED_QUERIES, REPEATS = 8, 50, 3
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """One way to keep and search vectors.
+
+    Args:
+        max_pixels: Upper limit of a picture's area; None: the encoder has none.
+        local, union: Mean over the tasks of each task's own metric, 0 to 1, by pool.
+        encode_ms: Milliseconds a candidate, the median over batches of a drawn sample, texts and pictures as they come.
+        search_ms: Milliseconds a query, asked alone, for its 50 best of the union pool; the median, on one thread.
+    """
+
+    precision: str
+    dimension: int
+    max_pixels: int | None
+    bytes_per_vector: int
+    local: float
+    union: float
+    encode_ms: float
+    search_ms: float
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Candidates and queries under one limit of pixels; queries are (Q, D) float32."""
+
+    candidates: Candidates
+    store: StoreChain
+    asked: list[tuple[Found, np.ndarray]]
+    max_pixels: int | None
+    encode_ms: float
+
+
+def measure_frontier(
+    encoder: Encoder,
+    benchmark: MBeir,
+    *,
+    suite: str = "emoji",
+    tasks: Sequence[str] | None = None,
+    split: str = "test",
+    dimensions: Sequence[int] | None = None,
+    precisions: Sequence[str] = tuple(PRECISIONS),
+    max_pixels: Sequence[int] | None = None,
+    vectors: str | Path | None = None,
+    batch_size: int = 32,
+    memory: int = MEMORY,
+    show_progress: bool = False,
+) -> list[FrontierPoint]:
+    """Measure every dimension in every precision under every limit of pixels.
+
+    Everything is encoded once per limit of pixels. A smaller vector is the first numbers of a whole one, brought to
+    length 1 again. FAISS searches exhaustively: inner products of ``float32``; of ``int8``, queries too brought to the
+    256 steps between the extremes of the pool; Hamming distances of the signs (``binary``). Scores that agree in six
+    decimals tie and go by id, descending; as many candidates are fetched as the tie at the 50th place takes.
+
+    Args:
+        suite, tasks, split: As in ``evaluate_benchmark``; queries get the first prompt of their key.
+        dimensions: None: that of the model, and its halves down to 16.
+        max_pixels: Upper limits of a picture's area, each above the processor's lower one; None: the checkpoint's own.
+        vectors: Folder of the vector stores, to go on after an interruption; the checkpoint's own limit shares it with
+            ``evaluate_benchmark``. None: a temporary one.
+        memory: Bytes that an index may take.
+
+    Raises:
+        ValueError: An unknown precision, a dimension or limit that this model cannot have, too little memory.
+    """
+    chosen = choose_tasks(benchmark, suite, tasks, split)
+    if unknown := [precision for precision in precisions if precision not in PRECISIONS]:
+        raise ValueError(f"precisions are {list(precisions)}; {unknown[0]!r} is none of {', '.join(PRECISIONS)}.")
+    limits: Sequence[int | None] = max_pixels or [None]
+    points = []
+    with vectors_folder(Path(vectors) if vectors is not None else None) as folder:
+        for limit in tqdm(limits, "image pixels", disable=not show_progress):
+            with image_pixels(encoder, limit) as (own, pixels):
+                place = folder if pixels == own else folder / f"pixels-{pixels}"
+                encoded = _encode(encoder, benchmark, chosen, split, place, pixels, batch_size, show_progress)
+            whole = encoded.store.dimension
+            for dimension in dimensions or halves(whole):
+                if not 1 <= dimension <= whole:
+                    raise ValueError(f"dimension {dimension} is asked for; this model's vectors have 1 to {whole}.")
+                points += [_point(encoded, precision, dimension, memory) for precision in precisions]
+    return points
+
+
+def pareto(points: Sequence[FrontierPoint], pool: str = "union") -> list[FrontierPoint]:
+    """The points that no other beats, smallest first: none is better in as few bytes, or as good in fewer."""
+
+    def beaten(one: FrontierPoint) -> bool:
+        return any(
+            other.bytes_per_vector <= one.bytes_per_vector
+            and getattr(other, pool) >= getattr(one, pool)
+            and (other.bytes_per_vector, getattr(other, pool)) != (one.bytes_per_vector, getattr(one, pool))
+            for other in points
+        )
+
+    return sorted((one for one in points if not beaten(one)), key=lambda one: one.bytes_per_vector)
+
+
+def save_frontier(points: Sequence[FrontierPoint], path: str | Path) -> None:
+    """Write the points as JSON."""
+    content = {"format": FORMAT, "points": [asdict(point) for point in points]}
+    Path(path).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def load_frontier(path: str | Path) -> list[FrontierPoint]:
+    """Read what :func:`save_frontier` wrote; a folder stands for its ``frontier.json``."""
+    path = Path(path) / "frontier.json" if Path(path).is_dir() else Path(path)
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if saved["format"] != FORMAT:
+            raise ValueError(f"format {saved['format']!r}, not {FORMAT}")
+        return [FrontierPoint(**point) for point in saved["points"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} holds no frontier ({error}). Pass the frontier.json that was written.") from error
+
+
+def frontier_table(points: Sequence[FrontierPoint]) -> str:
+    """All points as aligned plain text, a star at those that no other beats."""
+    best = pareto(points)
+    rows = [["precision", "pixels", "dimension", "bytes", "local", "union", "encode ms", "search ms", ""]]
+    for point in points:
+        sizes = [f"{point.dimension:,}", f"{point.bytes_per_vector:,}"]
+        figures = [f"{100 * point.local:.1f}", f"{100 * point.union:.1f}"]
+        times = [f"{point.encode_ms:.2f}", f"{point.search_ms:.3f}"]
+        pixels = f"{point.max_pixels:,}" if point.max_pixels else "-"
+        rows.append([point.precision, pixels, *sizes, *figures, *times, "*" if point in best else ""])
+    return "\n".join([*aligned(rows), "", "*: no other point has a better union in as few bytes, or as good in fewer."])
+
+
+@contextmanager
+def image_pixels(encoder: Encoder, limit: int | None) -> Iterator[tuple[int | None, int | None]]:
+    """Let the encoder's processor shrink pictures to at most ``limit`` pixels; afterwards it is as it was.
+
+    Yields its own limit and the one that holds now; None where it knows none.
+
+    Raises:
+        ValueError: The processor knows no limit of pixels, or its lower limit is above this one.
+    """
+    module: Any = encoder[0] if hasattr(encoder, "__getitem__") else None
+    processor: Any = getattr(getattr(module, "processor", None), "image_processor", None)
+    if "max_pixels" not in getattr(getattr(processor, "valid_kwargs", None), "__annotations__", {}):
+        if limit is not None:
+            raise ValueError(
+                f"max_pixels is {limit}, but {type(processor or encoder).__name__} has no limit of pixels. Leave "
+                "max_pixels out: pictures are as large as this model always takes them."
+            )
+        yield None, None
+        return
+    own = processor.size
+    if limit is not None and limit < own.shortest_edge:
+        raise ValueError(
+            f"max_pixels is {limit:,}, below the {own.shortest_edge:,} pixels to which {type(processor).__name__} "
+            f"enlarges small pictures. Give at least {own.shortest_edge:,}."
+        )
+    try:
+        processor.size = dataclasses.replace(own, longest_edge=limit or own.longest_edge)
+        yield own.longest_edge, processor.size.longest_edge
+    finally:
+        processor.size = own
+
+
+def halves(dimension: int) -> list[int]:
+    """The dimension, its half, its quarter and so on, down to 16."""
+    found = [dimension]
+    while (half := found[-1] // 2) >= LEAST_DIMENSION:
+        found.append(half)
+    return found
+
+
+def _encode(
+    encoder: Encoder,
+    benchmark: MBeir,
+    tasks: Sequence[Task],
+    split: str,
+    folder: Path,
+    pixels: int | None,
+    batch_size: int,
+    show_progress: bool,
+) -> _Encoded:
+    candidates = Candidates(benchmark, tasks, split, union=True)
+    made_by = fingerprint(encoder)
+    store = candidates.encode(encoder, folder, made_by=made_by, batch_size=batch_size, show_progress=show_progress)
+    asked = []
+    for task in tasks:
+        found = ask(benchmark, candidates, task, split, Prompting())
+        queries = encode_queries(encoder, benchmark, found, found.instructions[0], folder, made_by, split, batch_size)
+        asked.append((found, queries.astype(np.float32)))
+    return _Encoded(candidates, store, asked, pixels, _encode_ms(encoder, candidates, batch_size))
+
+
+def _encode_ms(encoder: Encoder, candidates: Candidates, batch_size: int) -> float:
+    """The median over batches, each of items drawn anew from the pools, as many at a time as in encoding."""
+    count = min(len(candidates.distinct), TIMED_BATCHES * batch_size)
+    drawn = np.random.default_rng(0).choice(candidates.distinct, count, replace=False)
+    items = [one.item for one in candidates.at(drawn)]
+    times = []
+    for start in range(0, count, batch_size):
+        batch = items[start : start + batch_size]
+        started = time.perf_counter()
+        embed(encoder, batch, batch_size=batch_size)
+        times.append((time.perf_counter() - started) / len(batch))
+    return 1000 * statistics.median(times)
+
+
+def _point(encoded: _Encoded, precision: str, dimension: int, memory: int) -> FrontierPoint:
+    union = _Pool(encoded, encoded.candidates.distinct, precision, dimension, memory)
+    means: dict[str, list[float]] = {"local": [], "union": []}
+    for found, queries in encoded.asked:
+        local = _Pool(encoded, encoded.candidates.local(found.task), precision, dimension, memory)
+        for name, pool in (("local", local), ("union", union)):
+            metric = own_metric(found.task)
+            means[name].append(float(measure(judge(pool.best(queries), found.right), [metric])[metric].mean()))
+    return FrontierPoint(
+        precision=precision,
+        dimension=dimension,
+        max_pixels=encoded.max_pixels,
+        bytes_per_vector=int(union.index.code_size),
+        local=float(np.mean(means["local"])),
+        union=float(np.mean(means["union"])),
+        encode_ms=encoded.encode_ms,
+        search_ms=union.milliseconds(np.concatenate([queries for _, queries in encoded.asked])),
+    )
+
+
+class _Pool:
+    """Some candidates in an index of FAISS, cut to a dimension, in a precision."""
+
+    def __init__(self, encoded: _Encoded, positions: np.ndarray, precision: str, dimension: int, memory: int) -> None:
+        self._store, self._dids, self._positions = encoded.store, encoded.candidates.dids, positions
+        self._dimension, self._memory = dimension, memory
+        self.index: Any = PRECISIONS[precision](dimension)
+        if (needed := len(positions) * self.index.code_size) > memory:
+            raise ValueError(
+                f"An index of {len(positions):,} vectors in {precision} with {dimension} numbers takes {needed:,} "
+                f"bytes, memory is {memory:,}. Give more, or smaller dimensions and precisions."
+            )
+        if precision == "int8":
+            # The quantiser looks for the extremes of every number: those of the blocks train it like all vectors.
+            extremes = [np.stack([block.min(axis=0), block.max(axis=0)]) for block in self._blocks()]
+            self.index.train(np.concatenate(extremes))
+        for block in self._blocks():
+            self.index.add(self._coded(block))
+
+    def best(self, queries: np.ndarray) -> list[list[str]]:
+        """The dids of the first 50 of every query."""
+        asked, k = self._asked(queries), min(DEPTH, len(self._positions))
+        found: dict[int, list[str]] = {}
+        pending, depth = np.arange(len(asked)), k + 1
+        while len(pending):
+            depth = min(depth, len(self._positions))
+            at_a_time = max(1, self._memory // (32 * depth))
+            tied = []
+            for rows in np.split(pending, range(at_a_time, len(pending), at_a_time)):
+                ranking = self._search(asked[rows], depth)
+                # While the tie at the last place reaches beyond what was fetched, the id cannot decide.
+                settled = (ranking.scores[:, k - 1] > ranking.scores[:, -1] + 1e-6) | (depth == len(self._positions))
+                kept = best_first(Ranking(ranking.positions[settled], ranking.scores[settled]), self._dids)
+                found |= zip(rows[settled].tolist(), self._named(kept.positions[:, :k]), strict=True)
+                tied.append(rows[~settled])
+            pending, depth = np.concatenate(tied), 2 * depth
+        return [found[row] for row in range(len(asked))]
+
+    def milliseconds(self, queries: np.ndarray) -> float:
+        """The median over queries and repetitions, one query at a time on one thread."""
+        asked, k = self._asked(queries[:TIMED_QUERIES]), min(DEPTH, len(self._positions))
+        threads, times = faiss.omp_get_max_threads(), []
+        faiss.omp_set_num_threads(1)
+        try:
+            for query in [*asked] * REPEATS:
+                started = time.perf_counter()
+                self.index.search(query[None], k)
+                times.append(time.perf_counter() - started)
+        finally:
+            faiss.omp_set_num_threads(threads)
+        return 1000 * statistics.median(times)
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        for start in range(0, len(self._positions), ROWS):
+            yield self._shortened(self._store.take(self._positions[start : start + ROWS]))
+
+    def _shortened(self, vectors: np.ndarray) -> np.ndarray:
+        """The first numbers of (n, D), of length 1."""
+        if vectors.shape[1] == self._dimension:
+            return vectors
+        cut = vectors[:, : self._dimension]
+        shortened: np.ndarray = cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
+        return shortened
+
+    def _coded(self, vectors: np.ndarray) -> np.ndarray:
+        """As the index takes them: signs as bits, the last byte filled up with zeros, or as they are."""
+        return np.packbits(vectors > 0, axis=1) if isinstance(self.index, faiss.IndexBinary) else vectors
+
+    def _asked(self, queries: np.ndarray) -> np.ndarray:
+        """Queries in the index's precision."""
+        queries = self._coded(self._shortened(queries))
+        if isinstance(self.index, faiss.IndexScalarQuantizer):
+            queries = self.index.sa_decode(self.index.sa_encode(queries))
+        return queries
+
+    def _search(self, asked: np.ndarray, depth: int) -> Ranking:
+        scores, rows = self.index.search(asked, depth)
+        scores = -scores if isinstance(self.index, faiss.IndexBinary) else scores
+        return Ranking(self._positions[rows], scores.astype(np.float32))
+
+    def _named(self, positions: np.ndarray) -> list[list[str]]:
+        return [[did.decode() for did in row] for row in self._dids[positions]]

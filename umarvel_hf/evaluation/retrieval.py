@@ -1,0 +1,193 @@
+"""Encode and search: for every query of every task the best candidates of its local pool and of the union."""
+
+import hashlib
+import logging
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from umarvel_hf.data import CANDIDATE_MODALITY, MBeir, Query, Task
+from umarvel_hf.encoding import fingerprint
+from umarvel_hf.evaluation.pools import Candidates
+from umarvel_hf.search import Encoder, Ranking, Search, encode_store, search_store
+
+DEPTH = 50  # candidates kept for every query, as in the reference (recipe.md §9.3)
+Instructions = Literal["first", "seeded", "all"]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """How a query gets its instruction.
+
+    Args:
+        instructions: ``first``: the first prompt of its key. ``seeded``: one drawn by seed and qid. ``all``: every
+            prompt, one search for each.
+        seed: Of ``seeded``.
+        gold_modality: Look the prompt up by the modality of the query's first right answer, as the reference does
+            (recipe.md §2.2), which tells the model something about the answer. False: by the modality that the task
+            looks for.
+    """
+
+    instructions: Instructions = "first"
+    seed: int = 0
+    gold_modality: bool = True
+
+    def __post_init__(self) -> None:
+        if self.instructions not in ("first", "seeded", "all"):
+            raise ValueError(f"instructions is {self.instructions!r}; choose first, seeded or all.")
+
+    def choose(
+        self, benchmark: MBeir, task: Task, queries: Sequence[Query], modalities: Sequence[str]
+    ) -> list[list[str]]:
+        """The instruction of every query, once for each search to make.
+
+        Args:
+            modalities: Of every query's first right answer.
+
+        Raises:
+            ValueError: ``all``, and two queries of the task have different numbers of prompts.
+        """
+        wanted = modalities if self.gold_modality else [CANDIDATE_MODALITY[task.task_id]] * len(queries)
+        prompts = [benchmark.prompts(query, one) for query, one in zip(queries, wanted, strict=True)]
+        if self.instructions == "first":
+            return [[own[0] for own in prompts]]
+        if self.instructions == "seeded":
+            pairs = zip(queries, prompts, strict=True)
+            return [[random.Random(f"{self.seed}-{query.qid}").choice(own) for query, own in pairs]]
+        counts = [len(own) for own in prompts]
+        if len(set(counts)) > 1:
+            most, least = queries[int(np.argmax(counts))], queries[int(np.argmin(counts))]
+            raise ValueError(
+                f"{task.name}: query {most.qid!r} has {max(counts)} prompts, {least.qid!r} has {min(counts)}. With "
+                "--instructions all every query of a task needs as many: complete instructions/query_instructions.tsv."
+            )
+        return [[own[number] for own in prompts] for number in range(counts[0])]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the model found for one task.
+
+    Args:
+        right: For every query its right answers and their relevance, by did.
+        instructions: For each search, the instruction of every query.
+        rankings: For each search, by pool.
+    """
+
+    task: Task
+    queries: list[Query]
+    right: list[dict[str, int]]
+    instructions: list[list[str]]
+    rankings: list[dict[str, Ranking]]
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What the model found for all tasks of a split, and in what."""
+
+    benchmark: MBeir
+    split: str
+    candidates: Candidates
+    found: list[Found]
+    made_by: dict[str, str]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def retrieve_all(
+    encoder: Encoder,
+    benchmark: MBeir,
+    *,
+    tasks: Sequence[Task],
+    split: str,
+    pools: Sequence[str],
+    prompting: Prompting,
+    vectors: Path | None,
+    memory: int,
+    batch_size: int,
+    show_progress: bool,
+) -> Retrieval:
+    """Encode every candidate and query once, then search all pools in one pass over the candidates' vectors.
+
+    Args:
+        vectors: Folder of the vector stores. One store a pool and a task, each finished shard by shard: the same call
+            again goes on where it was stopped. None: a temporary folder.
+        memory: Bytes that queries, results and blocks of the search may take together.
+    """
+    started = time.perf_counter()
+    candidates = Candidates(benchmark, tasks, split, union="union" in pools)
+    made_by = fingerprint(encoder)
+    opened = time.perf_counter()
+    with vectors_folder(vectors) as folder:
+        store = candidates.encode(encoder, folder, made_by=made_by, batch_size=batch_size, show_progress=show_progress)
+        logger.info("vectors of %d candidates stand in %s", len(candidates.distinct), folder)
+        encoded = time.perf_counter()
+        found, searches = [], {}
+        for task in tasks:
+            asked = ask(benchmark, candidates, task, split, prompting)
+            found.append(asked)
+            at = {"local": candidates.local(task), "union": candidates.distinct}
+            for number, instructions in enumerate(asked.instructions):
+                queries = encode_queries(encoder, benchmark, asked, instructions, folder, made_by, split, batch_size)
+                searches[f"{task.name} {number}"] = Search(queries, {pool: at[pool] for pool in pools})
+        asked_at = time.perf_counter()
+        taken = sum(search.queries.nbytes for search in searches.values())
+        rankings = search_store(store, searches, k=DEPTH, memory=memory - taken)
+    for asked in found:
+        asked.rankings.extend(rankings[f"{asked.task.name} {number}"] for number in range(len(asked.instructions)))
+    ended = time.perf_counter()
+    seconds = {
+        "reading": opened - started,
+        "encoding candidates": encoded - opened,
+        "encoding queries": asked_at - encoded,
+        "searching": ended - asked_at,
+    }
+    return Retrieval(benchmark, split, candidates, found, made_by, seconds)
+
+
+def ask(benchmark: MBeir, candidates: Candidates, task: Task, split: str, prompting: Prompting) -> Found:
+    queries, qrels = benchmark.queries(task, split), benchmark.qrels(task, split)
+    right = [qrels[query.qid] for query in queries]
+    modalities = [candidates.modality(next(iter(answers))) for answers in right]
+    return Found(task, queries, right, prompting.choose(benchmark, task, queries, modalities), [])
+
+
+def encode_queries(
+    encoder: Encoder,
+    benchmark: MBeir,
+    asked: Found,
+    instructions: list[str],
+    folder: Path,
+    made_by: Mapping[str, str],
+    split: str,
+    batch_size: int,
+) -> np.ndarray:
+    """Returns (Q, D) float16."""
+    prompt = hashlib.sha256("\n".join(instructions).encode()).hexdigest()[:12]
+    store = encode_store(
+        encoder,
+        folder / f"mbeir_{asked.task.name}_{split}-{prompt}",
+        [query.qid for query in asked.queries],
+        [query.item for query in asked.queries],
+        instructions=instructions,
+        made_by={**made_by, "prompt": prompt},
+        root=benchmark.root,
+        batch_size=batch_size,
+    )
+    return np.concatenate([np.array(block) for _, block in store.blocks(len(store))])
+
+
+@contextmanager
+def vectors_folder(vectors: Path | None) -> Iterator[Path]:
+    if vectors is not None:
+        yield vectors
+        return
+    with tempfile.TemporaryDirectory(prefix="umarvel-vectors-") as temporary:
+        yield Path(temporary)

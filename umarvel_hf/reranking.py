@@ -1,0 +1,123 @@
+"""Recall, then re-rank: a second model's answers added to the scores of the search, with a weight."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+
+from umarvel_hf.data import Item, Query, as_item, format_string
+from umarvel_hf.search import Ranking, best_first
+
+WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
+
+
+class Reranker(Protocol):
+    """Anything that judges pairs, such as a ``CrossEncoder`` over Yes and No."""
+
+    def predict(
+        self,
+        inputs: Sequence[tuple[Item, Item]],
+        *,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+    ) -> np.ndarray:
+        """Return (N,): for every pair of query and candidate the probability, 0 to 1, that the candidate answers."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How the re-ranker's answers are added: ``score = cosine + weight · P(Yes)`` (recipe.md §8).
+
+    Args:
+        weight: Fitted by ``evaluation.benchmark.fit_fusion``.
+        split: The split it was fitted on.
+        top: How many candidates of each list the re-ranker judged.
+        qids: By task, the queries it was fitted on.
+        curve: The mean score over the tasks with each weight that was tried.
+        reranker: Its name.
+    """
+
+    weight: float
+    split: str
+    top: int
+    qids: dict[str, list[str]]
+    curve: dict[str, float]
+    reranker: str
+
+    def refuse_fitted_on(self, split: str, qids: Mapping[str, Sequence[str]]) -> None:
+        """Raise ValueError where the weight was fitted on what it is to be judged by."""
+        if self.split == split:
+            raise ValueError(
+                f"The fusion weight {self.weight} was fitted on split {self.split!r}, which is the one to evaluate. "
+                "Fit it on another split: a weight chosen on the test queries makes their score too high."
+            )
+        for task, own in self.qids.items():
+            if shared := sorted(set(own) & set(qids.get(task, ()))):
+                raise ValueError(
+                    f"The fusion weight {self.weight} was fitted on {len(shared):,} of the {len(qids[task]):,} queries "
+                    f"of {task} to evaluate, {shared[0]!r} the first of them. Fit it on other queries."
+                )
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Fusion":
+        """Read what :meth:`save` wrote."""
+        try:
+            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path} holds no fusion weight ({error}). Pass the fusion.json of an evaluation."
+            ) from error
+
+
+def load_reranker(model: str | Path) -> Reranker:
+    """Load a ``CrossEncoder`` (folder or Hub id) whose scores are probabilities."""
+    from umarvel_hf._torchvision import ensure_torchvision
+
+    ensure_torchvision()
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    return cast(Reranker, CrossEncoder(str(model), trust_remote_code=True, activation_fn=torch.nn.Sigmoid()))
+
+
+def judge_pairs(
+    reranker: Reranker, queries: Sequence[Item], candidates: Sequence[Sequence[Item]], *, batch_size: int = 32
+) -> list[np.ndarray]:
+    """Ask the re-ranker about the candidates of every query. Returns (C,) float32 per query, 0 to 1."""
+    pairs = [(query, one) for query, found in zip(queries, candidates, strict=True) for one in found]
+    answers = np.asarray(reranker.predict(pairs, batch_size=batch_size, show_progress_bar=False), dtype=np.float32)
+    if answers.shape != (len(pairs),):
+        raise ValueError(
+            f"{type(reranker).__name__}.predict returned an array of shape {answers.shape} for {len(pairs):,} pairs. "
+            "It must return one number per pair, (N,)."
+        )
+    wrong = ~((answers >= 0) & (answers <= 1))  # so that a NaN is wrong too
+    if wrong.any():
+        raise ValueError(
+            f"{type(reranker).__name__}.predict returned {answers[wrong][0]} for pair {int(np.argmax(wrong))}. It must "
+            "return probabilities, from 0 to 1."
+        )
+    return np.split(answers, np.cumsum([len(found) for found in candidates])[:-1])
+
+
+def reranker_query(query: Query, instruction: str) -> Item:
+    """The query as the re-ranker reads it: the instruction before the text, without marks (recipe.md §7.1)."""
+    return as_item(format_string(f"{instruction} {query.text}"), query.image)
+
+
+def fuse(ranking: Ranking, answers: np.ndarray, weight: float, ids: np.ndarray) -> Ranking:
+    """Order anew by ``cosine + weight · answer``; equal scores by id descending.
+
+    Args:
+        answers: (Q, k), 0 where the re-ranker was not asked; so these stay behind all it was asked about.
+        ids: (N,) bytes, the store's.
+    """
+    return best_first(Ranking(ranking.positions, ranking.scores + np.float32(weight) * answers), ids)
