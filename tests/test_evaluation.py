@@ -17,6 +17,7 @@ from umarvel_hf.evaluation.benchmark import evaluate_benchmark, evaluate_run
 from umarvel_hf.evaluation.published import published
 from umarvel_hf.evaluation.results import MBEIR_TASKS, Result, against_best, verdict_lines
 from umarvel_hf.evaluation.retrieval import Prompting
+from umarvel_hf.reranking import Fusion
 
 
 def text(did, words):
@@ -333,12 +334,15 @@ def test_what_cannot_be_evaluated_is_refused(mbeir, root):
         evaluate_benchmark(ColourEncoder(), MBeir(root), suite="m-beir")
     with pytest.raises(ValueError, match="no test queries for nights_task5; it has visualnews_task0"):
         evaluate_benchmark(known, MBeir(folder), suite="m-beir", tasks=["nights_task5"])
-    with pytest.raises(ValueError, match="'global' is none of local, union"):
+    with pytest.raises(ValueError, match=r"pools are \['global'\]; name one or both of local, union"):
         evaluate_benchmark(known, MBeir(folder), pools=["global"])
     with pytest.raises(ValueError, match="instructions is 'random'"):
         evaluate_benchmark(known, MBeir(folder), instructions="random")
     with pytest.raises(ValueError, match="reranker and fusion belong together"):
         evaluate_benchmark(known, MBeir(folder), reranker=object())
+    fusion = Fusion(1.0, "val", 5, {}, {}, "none")
+    with pytest.raises(ValueError, match="with it, instructions are first or seeded"):
+        evaluate_benchmark(known, MBeir(folder), reranker=object(), fusion=fusion, instructions="all")
 
 
 def test_the_baselines_stand_where_they_can(result):
@@ -400,6 +404,32 @@ def test_one_did_for_two_candidates_is_refused(tmp_path):
     pool.write_text(pool.read_text() + write_line(did="1:0", txt="another", modality="text"))
     with pytest.raises(ValueError, match=r"did '1:0' is .* in .*plain_task0_cand_pool.jsonl"):
         evaluate_benchmark(ColourEncoder(), MBeir(root))
+
+
+class Asked:
+    """A re-ranker that has no opinion and remembers what it was asked."""
+
+    def __init__(self):
+        self.pairs = []
+
+    def predict(self, inputs, **_):
+        self.pairs += [str(pair) for pair in inputs]
+        return np.full(len(inputs), 0.5)
+
+
+def test_what_stands_in_two_pools_is_encoded_and_judged_once(root, tmp_path):
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    pools = tmp_path / "cand_pool/local"
+    with (pools / "mbeir_dark_task4_cand_pool.jsonl").open("a") as file:
+        file.write((pools / "mbeir_plain_task0_cand_pool.jsonl").read_text())
+    encoder, reranker = ColourEncoder(), Asked()
+    fusion = Fusion(1.0, "val", 50, {}, {}, "none")
+    result = evaluate_benchmark(encoder, MBeir(tmp_path), reranker=reranker, fusion=fusion)
+    assert [task.pool_sizes for task in result.tasks][:2] == [{"local": 12, "union": 18}, {"local": 6, "union": 18}]
+    candidates = [str(item) for prompt, items in encoder.calls if prompt is None for item in items]
+    assert len(candidates) == len(set(candidates)) == 18
+    assert len(reranker.pairs) == len(set(reranker.pairs)) == 18 * 18
+    assert result.tasks[0].scores["re-ranked"] == result.tasks[0].scores["model"]
 
 
 def test_file_order_decides_nothing(result, tmp_path):

@@ -10,7 +10,8 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 
 from mbeir import KnownVectors, write_mbeir
 from umarvel_hf.data import MBeir, Query
-from umarvel_hf.evaluation.benchmark import evaluate_benchmark, fit_fusion
+from umarvel_hf.evaluation.benchmark import evaluate_benchmark
+from umarvel_hf.evaluation.reranked import fit_fusion
 from umarvel_hf.evaluation.results import MODEL, RERANKED
 from umarvel_hf.reranking import WEIGHTS, Fusion, fuse, judge_pairs, load_reranker, reranker_query
 from umarvel_hf.search import Ranking

@@ -12,8 +12,9 @@ if _typing.TYPE_CHECKING:
     from umarvel_hf.data import Candidate, MBeir, Pool, Query, Task
     from umarvel_hf.encoding import encode, load
     from umarvel_hf.evaluation.audit import Audit, audit
-    from umarvel_hf.evaluation.benchmark import evaluate_benchmark, evaluate_run, fit_fusion
+    from umarvel_hf.evaluation.benchmark import evaluate_benchmark, evaluate_run
     from umarvel_hf.evaluation.comparison import compare_results
+    from umarvel_hf.evaluation.reranked import fit_fusion
     from umarvel_hf.evaluation.results import Result
     from umarvel_hf.index import FlatIndex, Hit, build_index, retrieve
     from umarvel_hf.messages import ItemError
@@ -65,8 +66,9 @@ _MODULES = {
     "data": ("Candidate", "MBeir", "Pool", "Query", "Task"),
     "encoding": ("encode", "load"),
     "evaluation.audit": ("Audit", "audit"),
-    "evaluation.benchmark": ("evaluate_benchmark", "evaluate_run", "fit_fusion"),
+    "evaluation.benchmark": ("evaluate_benchmark", "evaluate_run"),
     "evaluation.comparison": ("compare_results",),
+    "evaluation.reranked": ("fit_fusion",),
     "evaluation.results": ("Result",),
     "index": ("FlatIndex", "Hit", "build_index", "retrieve"),
     "messages": ("ItemError",),

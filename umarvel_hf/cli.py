@@ -113,8 +113,9 @@ def evaluate(
     from umarvel_hf.demo import DATASETS
     from umarvel_hf.emoji import benchmark_dir
     from umarvel_hf.encoding import load
-    from umarvel_hf.evaluation.benchmark import evaluate_benchmark, evaluate_run, fit_fusion
+    from umarvel_hf.evaluation.benchmark import evaluate_benchmark, evaluate_run
     from umarvel_hf.evaluation.frontier import measure_frontier, save_frontier
+    from umarvel_hf.evaluation.reranked import fit_fusion
     from umarvel_hf.report import write_report
     from umarvel_hf.reranking import Fusion, load_reranker
 

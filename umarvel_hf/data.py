@@ -2,13 +2,13 @@
 
 import re
 from array import array
-from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from umarvel_hf.records import (
 )
 
 Item = str | dict[str, Any]  # what `encode` takes
+Content = TypeVar("Content")
 
 TASK_TYPES = {
     0: "text → image",
@@ -84,7 +85,7 @@ class Pool(Mapping[str, Candidate]):
         root: The folder that image paths are relative to.
 
     Attributes:
-        dids: (N,) numpy bytes, in the order of the file.
+        dids: (N,) numpy bytes.
         modalities: (N,) int8, index into ``MODALITIES``.
 
     Raises:
@@ -117,12 +118,8 @@ class Pool(Mapping[str, Candidate]):
         return self.at([position])[0]
 
     def values(self) -> ValuesView[Candidate]:
-        """All candidates, read one after the other."""
+        """All candidates, read a block at a time."""
         return _Values(self)
-
-    def items(self) -> ItemsView[str, Candidate]:
-        """All candidates with their dids, read one after the other."""
-        return _Items(self)
 
     def positions(self, dids: Sequence[str] | np.ndarray) -> np.ndarray:
         """Return (n,) int64, where in the file each did stands, counted from 0; -1 for those it does not hold."""
@@ -139,11 +136,6 @@ class Pool(Mapping[str, Candidate]):
         part.dids, part.modalities = self.dids[positions], self.modalities[positions]
         part._offsets, part._ids = self._offsets[positions], Ids(self.dids[positions])
         return part
-
-    def stream(self) -> Iterator[Candidate]:
-        """Yield all candidates in the order of the file, a block in memory."""
-        for start in range(0, len(self), 4096):
-            yield from self.at(range(start, min(start + 4096, len(self))))
 
     def _scan(self, offsets: "array[int]", modalities: "array[int]") -> Iterator[str]:
         for number, offset, line in lines_of(self.path):
@@ -179,14 +171,8 @@ class _Values(ValuesView[Candidate]):
     _mapping: Pool
 
     def __iter__(self) -> Iterator[Candidate]:
-        return self._mapping.stream()
-
-
-class _Items(ItemsView[str, Candidate]):
-    _mapping: Pool
-
-    def __iter__(self) -> Iterator[tuple[str, Candidate]]:
-        return ((candidate.did, candidate) for candidate in self._mapping.stream())
+        for start in range(0, len(self), 4096):
+            yield from self._mapping.at(range(start, min(start + 4096, len(self))))
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -220,9 +206,7 @@ class MBeir:
         if not self.root.is_dir():
             raise FileNotFoundError(f"{self.root} is not a folder. Pass the folder that holds query/ and cand_pool/.")
         self._instructions_path = self.root / "instructions" / "query_instructions.tsv"
-        self._queries: dict[Path, list[Query]] = {}
-        self._pools: dict[Path, Pool] = {}
-        self._qrels: dict[Path, dict[str, dict[str, int]]] = {}
+        self._kept: dict[Path, Any] = {}  # what was read, by its file
 
     def tasks(self, split: str = "test") -> list[Task]:
         """The tasks that have a query file, ordered by dataset and task id."""
@@ -239,21 +223,12 @@ class MBeir:
     def queries(self, task: Task, split: str = "test") -> list[Query]:
         """The queries of a task, in the order of the file; no qid comes twice."""
         path = self.root / "query" / split / f"mbeir_{task.name}_{split}.jsonl"
-        if path not in self._queries:
-            queries = self._read_queries(path)
-            if not queries:
-                raise ValueError(f"{path} is empty: {task.name} has no {split} queries. Copy it again or remove it.")
-            if repeated := first_repeated([query.qid for query in queries]):
-                raise ValueError(f"{path}: qid {repeated!r} stands on two lines. Remove one of them.")
-            self._queries[path] = queries
-        return self._queries[path]
+        return self._once(path, lambda: self._checked_queries(path, task, split))
 
     def train_queries(self) -> list[Query]:
         """The union of all training queries; M-BEIR repeats some rows on purpose."""
         path = self.root / "query" / "union_train" / "mbeir_union_up_train.jsonl"
-        if path not in self._queries:
-            self._queries[path] = self._read_queries(path)
-        return self._queries[path]
+        return self._once(path, lambda: list(self._read_queries(path)))
 
     def pool(self, task: Task, split: str = "test") -> Pool:
         """The task's own (local) pool."""
@@ -272,9 +247,7 @@ class MBeir:
     def qrels(self, task: Task, split: str = "test") -> dict[str, dict[str, int]]:
         """The relevance (above 0) of every right answer, by qid and did; all of them are in the task's local pool."""
         path = self.root / "qrels" / split / f"mbeir_{task.name}_{split}_qrels.txt"
-        if path not in self._qrels:
-            self._qrels[path] = self._read_qrels(path, task, split)
-        return self._qrels[path]
+        return self._once(path, lambda: self._read_qrels(path, task, split))
 
     @cached_property
     def instructions(self) -> dict[str, tuple[str, ...]]:
@@ -312,26 +285,36 @@ class MBeir:
     def _union_path(self, split: str) -> Path:
         return self.root / "cand_pool" / "global" / f"mbeir_union_{split}_cand_pool.jsonl"
 
-    def _pool(self, path: Path) -> Pool:
-        if path not in self._pools:
-            self._pools[path] = Pool(path, self.root)
-        return self._pools[path]
+    def _once(self, path: Path, read: Callable[[], Content]) -> Content:
+        if path not in self._kept:
+            self._kept[path] = read()
+        kept: Content = self._kept[path]
+        return kept
 
-    def _read_queries(self, path: Path) -> list[Query]:
-        queries = []
+    def _pool(self, path: Path) -> Pool:
+        return self._once(path, lambda: Pool(path, self.root))
+
+    def _checked_queries(self, path: Path, task: Task, split: str) -> list[Query]:
+        queries = list(self._read_queries(path))
+        if not queries:
+            raise ValueError(f"{path} is empty: {task.name} has no {split} queries. Copy it again or remove it.")
+        if repeated := first_repeated([query.qid for query in queries]):
+            raise ValueError(f"{path}: qid {repeated!r} stands on two lines. Remove one of them.")
+        return queries
+
+    def _read_queries(self, path: Path) -> Iterator[Query]:
         for number, _, line in lines_of(path):
             record = record_of(path, number, line, QUERY_FIELDS)
-            query = Query(
+            text, image = format_query(record["query_txt"]), record["query_img_path"]
+            check_content(path, number, record["qid"], text, image)
+            yield Query(
                 qid=record["qid"],
-                text=format_query(record["query_txt"]),
-                image=self.root / record["query_img_path"] if record["query_img_path"] else None,
+                text=text,
+                image=self.root / image if image else None,
                 modality=record["query_modality"],
                 positives=tuple(record["pos_cand_list"]),
                 task_id=record["task_id"],
             )
-            check_content(path, number, query.qid, query.text, record["query_img_path"])
-            queries.append(query)
-        return queries
 
     def _read_qrels(self, path: Path, task: Task, split: str) -> dict[str, dict[str, int]]:
         queries = {query.qid for query in self.queries(task, split)}

@@ -49,7 +49,7 @@ def run_demo(out: Path, *, train: bool = False) -> None:
     logger.info("3/4 evaluation: every pool encoded once, eight task types, three baselines beside the model")
     settings = {"model": "trained just now" if train else "shipped with the package", "command": "umarvel demo"}
     vectors = _vectors(model, benchmark)
-    result = evaluate_benchmark(model, benchmark, vectors=vectors, show_progress=True, settings=settings)
+    result = evaluate_benchmark(model, benchmark, vectors=vectors, show_progress=sys.stderr.isatty(), settings=settings)
     result.save(out / "result.json")
     print(result.table())
     logger.info("4/4 a few searches and the report")

@@ -9,8 +9,8 @@ import faiss
 import numpy as np
 
 from umarvel_hf.data import Item
-from umarvel_hf.search import MARGIN, SCALE, Encoder, Store, embed, exact_scores, product_error
-from umarvel_hf.store import VectorStore, as_ids, check_unit
+from umarvel_hf.search import MARGIN, SCALE, Encoder, embed, exact_scores, product_error
+from umarvel_hf.store import Vectors, VectorStore, as_ids, check_unit
 
 ADDED_AT_ONCE = 8_192
 
@@ -77,7 +77,7 @@ class FlatIndex:
         return cls.from_store(VectorStore.open(folder, made_by=made_by))
 
     @classmethod
-    def from_store(cls, store: Store, positions: np.ndarray | None = None) -> "FlatIndex":
+    def from_store(cls, store: Vectors, positions: np.ndarray | None = None) -> "FlatIndex":
         """Index a store, or the vectors at some of its positions, in memory."""
         index = cls(store.dimension)
         positions = np.arange(len(store)) if positions is None else np.asarray(positions, dtype=np.int64)

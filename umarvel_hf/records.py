@@ -71,7 +71,7 @@ def lines_of(path: Path) -> Iterator[tuple[int, int, bytes]]:
 def record_of(path: Path, number: int, line: bytes, fields: Fields) -> dict[str, Any]:
     """Parse one line of a query or pool file; it has all ``fields``, each as it must be, and may have more."""
     try:
-        record = json.loads(_decoded(path, number, line))
+        record = json.loads(decoded(path, number, line))
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}:{number}: not JSON ({error}): {line[:80].decode(errors='replace')!r}. Is the file cut short?"
@@ -88,7 +88,7 @@ def record_of(path: Path, number: int, line: bytes, fields: Fields) -> dict[str,
 
 def judgement_of(path: Path, number: int, line: bytes) -> tuple[str, str, int]:
     """Parse one line of a qrels file: qid, did, relevance."""
-    columns = (text := _decoded(path, number, line).strip()).split()
+    columns = (text := decoded(path, number, line).strip()).split()
     if len(columns) != 5 or not re.fullmatch(r"-?\d+", columns[3]):
         raise ValueError(f"{path}:{number}: {text!r} is not of the form 'qid 0 did relevance task_id' (five columns).")
     return columns[0], columns[2], int(columns[3])
@@ -96,7 +96,7 @@ def judgement_of(path: Path, number: int, line: bytes) -> tuple[str, str, int]:
 
 def prompts_of(path: Path, number: int, line: bytes) -> tuple[str, tuple[str, ...]]:
     """Parse one line of the instructions: its key, see :attr:`MBeir.instructions`, and its prompts."""
-    columns = _decoded(path, number, line).rstrip("\r\n").split("\t")
+    columns = decoded(path, number, line).rstrip("\r\n").split("\t")
     if len(columns) < 5 or not any(prompt.strip() for prompt in columns[4:]):
         raise ValueError(
             f"{path}:{number}: {len(columns)} tab-separated columns {columns!r}; needed are query modality, candidate "
@@ -112,7 +112,8 @@ def check_content(path: Path, number: int, name: str, text: str | None, image: s
         raise ValueError(f"{path}:{number}: {name!r} has neither text nor image. Give it one or remove the line.")
 
 
-def _decoded(path: Path, number: int, line: bytes) -> str:
+def decoded(path: Path, number: int, line: bytes) -> str:
+    """The text of a line; one that is not UTF-8 is refused."""
     try:
         return line.decode()
     except UnicodeDecodeError as error:

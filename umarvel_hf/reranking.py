@@ -33,7 +33,7 @@ class Fusion:
     """How the re-ranker's answers are added: ``score = cosine + weight · P(Yes)`` (recipe.md §8).
 
     Args:
-        weight: Fitted by ``evaluation.benchmark.fit_fusion``.
+        weight: Fitted by ``evaluation.reranked.fit_fusion``.
         split: The split it was fitted on.
         top: How many candidates of each list the re-ranker judged.
         qids: By task, the queries it was fitted on.

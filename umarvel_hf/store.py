@@ -5,11 +5,14 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock, Timeout
+
+from umarvel_hf.records import Ids, id_array
 
 FORMAT = 2  # 1 was a FAISS file
 MANIFEST, KINDS = "manifest.json", ("vectors", "ids")
@@ -20,23 +23,63 @@ DAMAGED = "Put back the file that was written, or remove the folder and encode a
 Manifest = dict[str, Any]
 
 
-class VectorStore:
-    """Unit vectors (N, D) float16 under unique ids, read from disk as they are asked for; only ids are in memory.
+class Vectors:
+    """Unit vectors (N, D) float16 with their ids, in files that are read as they are asked for; ids are in memory.
 
-    ``manifest.json`` is replaced last and makes a shard exist: whatever else lies in the folder does not count.
+    Attributes:
+        ids: (N,) numpy bytes, UTF-8.
+        dimension: D.
+    """
+
+    def __init__(self, ids: np.ndarray, dimension: int, files: Sequence[tuple[Path, int]]) -> None:
+        self.ids, self.dimension = ids, dimension
+        self._files = list(files)  # and the rows that each holds
+        self._starts = np.cumsum([0, *(rows for _, rows in files)])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def blocks(self, rows: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield all vectors in order: where they stand, and (n, D) float16 with n at most ``rows``.
+
+        A block is mapped from its file and unmapped with the last reference to it: keep none, and memory stays small.
+        """
+        for (path, count), first in zip(self._files, self._starts.tolist(), strict=False):
+            for start in range(0, count, rows):
+                stop = min(start + rows, count)
+                yield slice(first + start, first + stop), _mapped(path)[start:stop]
+
+    def take(self, positions: np.ndarray) -> np.ndarray:
+        """The vectors at positions, in their order: (n, D) float32."""
+        positions = np.asarray(positions, dtype=np.int64)
+        if ((positions < 0) | (positions >= len(self))).any():
+            raise IndexError(
+                f"positions run from {positions.min():,} to {positions.max():,}; there are {len(self):,} vectors."
+            )
+        taken = np.empty((len(positions), self.dimension), dtype=np.float32)
+        files = np.searchsorted(self._starts, positions, side="right") - 1
+        for file in np.unique(files):
+            here = files == file
+            taken[here] = _mapped(self._files[file][0])[positions[here] - self._starts[file]]
+        return taken
+
+
+class VectorStore(Vectors):
+    """Vectors under unique ids in a folder, a shard a file, and ``manifest.json``, which says what made them.
+
+    The manifest is replaced last and makes a shard exist: whatever else lies in the folder does not count.
     Make one with :func:`fill_store`, :meth:`write` or :meth:`open`.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, ids: np.ndarray) -> None:
+        shards = zip(manifest["shards"], _cut(manifest["count"], manifest["shard_rows"]), strict=True)
+        files = [
+            (_file(folder, "vectors", at, shard["vectors"]), rows.stop - rows.start)
+            for at, (shard, rows) in enumerate(shards)
+        ]
+        super().__init__(ids, manifest["dimension"], files)
         self.folder = folder
         self.made_by: dict[str, str] = manifest["made_by"]
-        self.dimension: int = manifest["dimension"]
-        self.ids = ids  # (N,) bytes
-        self._shards = [_file(folder, "vectors", at, shard["vectors"]) for at, shard in enumerate(manifest["shards"])]
-        self._shard_rows: int = manifest["shard_rows"]
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     @classmethod
     def open(cls, folder: str | Path, *, made_by: Mapping[str, str] | None = None) -> "VectorStore":
@@ -88,61 +131,16 @@ class VectorStore:
             _remove_stale(folder, manifest)
         return cls(folder, manifest, names)
 
-    def blocks(self, rows: int) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield all vectors in order: where they stand, and (n, D) float16 with n at most ``rows``.
 
-        A block is mapped from its file and unmapped with the last reference to it: keep none, and memory stays small.
-        """
-        for shard, whole in enumerate(_cut(len(self), self._shard_rows)):
-            for start in range(whole.start, whole.stop, rows):
-                here = slice(start, min(start + rows, whole.stop))
-                yield here, self._mapped(shard)[here.start - whole.start : here.stop - whole.start]
-
-    def take(self, positions: np.ndarray) -> np.ndarray:
-        """The vectors at positions, in their order: (n, D) float32."""
-        positions = _checked(positions, len(self))
-        taken = np.empty((len(positions), self.dimension), dtype=np.float32)
-        shards, rows = np.divmod(positions, self._shard_rows)
-        for shard in np.unique(shards):
-            here = shards == shard
-            taken[here] = self._mapped(shard)[rows[here]]
-        return taken
-
-    def _mapped(self, shard: int) -> np.ndarray:
-        mapped: np.ndarray = np.load(self._shards[shard], mmap_mode="r", allow_pickle=False)
-        return mapped
-
-
-class StoreChain:
+class StoreChain(Vectors):
     """Stores one after the other, read as one. Within a store ids are unique, over all of them they need not be."""
 
     def __init__(self, stores: Sequence[VectorStore]) -> None:
-        self._stores = list(stores)
-        if len(dimensions := {store.dimension for store in self._stores}) > 1:
-            folders = ", ".join(f"{store.folder} ({store.dimension})" for store in self._stores)
+        if len(dimensions := {store.dimension for store in stores}) > 1:
+            folders = ", ".join(f"{store.folder} ({store.dimension})" for store in stores)
             raise ValueError(f"stores of several dimensions: {folders}. Encode all with one model.")
-        self.dimension = dimensions.pop() if dimensions else 0
-        self.ids = np.concatenate([np.empty(0, dtype="S1"), *(store.ids for store in self._stores)])  # (N,) bytes
-        self._starts = np.cumsum([0, *(len(store) for store in self._stores)])
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def blocks(self, rows: int) -> Iterator[tuple[slice, np.ndarray]]:
-        """As :meth:`VectorStore.blocks`."""
-        for start, store in zip(self._starts.tolist(), self._stores, strict=False):
-            for here, block in store.blocks(rows):
-                yield slice(start + here.start, start + here.stop), block
-
-    def take(self, positions: np.ndarray) -> np.ndarray:
-        """As :meth:`VectorStore.take`."""
-        positions = _checked(positions, len(self))
-        taken = np.empty((len(positions), self.dimension), dtype=np.float32)
-        owners = np.searchsorted(self._starts, positions, side="right") - 1
-        for owner in np.unique(owners):
-            here = owners == owner
-            taken[here] = self._stores[owner].take(positions[here] - self._starts[owner])
-        return taken
+        ids = np.concatenate([np.empty(0, dtype="S1"), *(store.ids for store in stores)])
+        super().__init__(ids, max(dimensions, default=0), [file for store in stores for file in store._files])
 
 
 def fill_store(
@@ -193,13 +191,27 @@ def as_ids(ids: Sequence[str] | np.ndarray) -> np.ndarray:
     for at, one in enumerate(ids):
         if not one or ("\0" if isinstance(one, str) else b"\0") in one:
             raise ValueError(f"id number {at:,} is {one!r}. An id needs a character, and none of them may be NUL.")
-    is_bytes = isinstance(ids, np.ndarray) and ids.dtype.kind == "S"
-    names = np.asarray(ids if is_bytes else [one.encode() for one in ids], dtype=np.bytes_)
+    names = ids if isinstance(ids, np.ndarray) and ids.dtype.kind == "S" else id_array(ids)
     names = names.astype(f"S{np.strings.str_len(names).max(initial=1)}", copy=False)
-    ordered = np.sort(names)
-    if len(repeated := ordered[1:][ordered[1:] == ordered[:-1]]):
-        raise ValueError(f"id {repeated[0].decode()!r} occurs twice among {len(names):,}. Ids must be unique.")
+    if len(repeated := Ids(names).repeated()):
+        raise ValueError(f"id {names[repeated[0]].decode()!r} occurs twice among {len(names):,}. Ids must be unique.")
     return names
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which gets its name, in place of what had it, once it is whole and on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)  # it may be what filled the disk
+        raise
 
 
 def check_unit(embeddings: np.ndarray, remedy: str) -> None:
@@ -215,11 +227,9 @@ def check_unit(embeddings: np.ndarray, remedy: str) -> None:
         )
 
 
-def _checked(positions: np.ndarray, count: int) -> np.ndarray:
-    positions = np.asarray(positions, dtype=np.int64)
-    if ((positions < 0) | (positions >= count)).any():
-        raise IndexError(f"positions run from {positions.min():,} to {positions.max():,}; there are {count:,} vectors.")
-    return positions
+def _mapped(path: Path) -> np.ndarray:
+    mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return mapped
 
 
 def _plan(made_by: Mapping[str, str], count: int, shard_rows: int) -> Manifest:
@@ -268,7 +278,7 @@ def _verified_ids(folder: Path, manifest: Manifest) -> np.ndarray:
                 raise FileNotFoundError(f"{path} does not exist, but {MANIFEST} names it. {DAMAGED}")
             if (found := _checksum(path)) != shard[kind]:
                 raise ValueError(f"{path} has sha256 {found}, {MANIFEST} says {shard[kind]}. {DAMAGED}")
-        vectors, ids = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
+        vectors, ids = map(_mapped, paths)
         count = rows.stop - rows.start
         stored = (vectors.shape, vectors.dtype.name, ids.shape)
         if stored != (expected := ((count, manifest["dimension"]), manifest["dtype"], (count,))):
@@ -328,37 +338,20 @@ def _write_shard(
             f"{vectors.shape}. Encode all shards with one model."
         )
     check_unit(vectors, f"Shard {at} of {folder} was not written: normalise the vectors in the encoder.")
-    arrays = {"vectors": vectors.astype(np.float16, copy=False), "ids": names}
-    return {"rows": len(names), **{kind: _write_array(folder, kind, at, array) for kind, array in arrays.items()}}
-
-
-def _write_array(folder: Path, kind: str, at: int, array: np.ndarray) -> str:
-    return _write(
-        folder,
-        lambda file: np.save(file, array, allow_pickle=False),
-        lambda checksum: _file(folder, kind, at, checksum).name,
-    )
+    shard: dict[str, Any] = {"rows": len(names)}
+    for kind, array in (("vectors", vectors.astype(np.float16, copy=False)), ("ids", names)):
+        content = BytesIO()
+        np.save(content, array, allow_pickle=False)
+        shard[kind] = hashlib.sha256(content.getbuffer()).hexdigest()
+        with whole_file(_file(folder, kind, at, shard[kind])) as file:
+            file.write(content.getbuffer())
+    return shard
 
 
 def _publish(folder: Path, manifest: Manifest) -> None:
-    content = json.dumps(manifest, indent=1, ensure_ascii=False).encode()
-    _write(folder, lambda file: file.write(content), lambda _: MANIFEST)
-
-
-def _write(folder: Path, write: Callable[[BinaryIO], object], name: Callable[[str], str]) -> str:
-    """Write a file that gets its name, made of its checksum, once it is whole and on the disk."""
-    partial = folder / ".partial"
-    try:
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        checksum = _checksum(partial)
-        partial.replace(folder / name(checksum))
-    except BaseException:
-        partial.unlink(missing_ok=True)  # it may be what filled the disk
-        raise
-    return checksum
+    content = json.dumps(manifest, indent=1, ensure_ascii=False)
+    with whole_file(folder / MANIFEST) as file:
+        file.write(content.encode())
 
 
 def _checksum(path: Path) -> str:
@@ -370,6 +363,6 @@ def _remove_stale(folder: Path, manifest: Manifest) -> None:
     """Remove what earlier stores and broken-off writes left."""
     shards = enumerate(manifest["shards"])
     current = {_file(folder, kind, at, shard[kind]) for at, shard in shards for kind in KINDS}
-    for path in [*folder.glob("vectors-*.npy"), *folder.glob("ids-*.npy")]:
+    for path in [*folder.glob("vectors-*"), *folder.glob("ids-*")]:
         if path not in current:
             path.unlink()

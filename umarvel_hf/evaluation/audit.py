@@ -10,13 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from umarvel_hf.evaluation.audit_reader import INSTRUCTIONS, KINDS, LISTS, File, Finding, Reader
-from umarvel_hf.records import (
-    CANDIDATE_FIELDS,
-    MODALITIES,
-    QUERY_FIELDS,
-    id_array,
-    judgement_of,
-)
+from umarvel_hf.records import CANDIDATE_FIELDS, MODALITIES, QUERY_FIELDS, id_array, judgement_of
 
 
 @dataclass(frozen=True)
@@ -30,11 +24,11 @@ class Audit:
     @property
     def sound(self) -> bool:
         """Whether there is no defect; notes are allowed."""
-        return all(finding.severity != "defect" for finding in self.findings)
+        return all(one.severity == "note" for one in self.findings)
 
     def text(self) -> str:
         """Plain text for a terminal."""
-        notes = sum(finding.severity == "note" for finding in self.findings)
+        notes = sum(one.severity == "note" for one in self.findings)
         lines = [
             f"{self.root}: {', '.join(f'{count:,} {name}' for name, count in self.counts.items())}",
             f"{'sound' if self.sound else 'NOT SOUND'}: {len(self.findings) - notes} defects, {notes} notes",
@@ -72,6 +66,7 @@ def audit(root: str | Path, *, images: bool = True, show_progress: bool = False)
 
 class _Auditor(Reader):
     def run(self) -> Audit:
+        """Read everything, compare, and tell."""
         self.read_prompts()
         local = self.read("cand_pool/local", r"(.+?)(?:_(train|val|test))?_cand_pool", CANDIDATE_FIELDS)
         unions = self.read("cand_pool/global", r"(union)_(train|val|test)_cand_pool", CANDIDATE_FIELDS)
@@ -104,36 +99,36 @@ class _Auditor(Reader):
         """One did names one candidate, and a union holds what its local pools hold."""
         if not (files := [*local, *unions]):
             return
-        number = np.repeat(np.arange(len(files), dtype=np.int16), [len(file.ids) for file in files])
-        row = np.concatenate([np.arange(len(file.ids), dtype=np.int32) for file in files])
+        starts = np.cumsum([0, *(len(file.ids) for file in files)])
+        number = np.repeat(np.arange(len(files)), np.diff(starts))
         ids = np.concatenate([file.ids for file in files])
         contents = np.concatenate([file.rows["content"] for file in files])
-        order = np.argsort(ids, kind="stable")
-        same = (ids[order[1:]] == ids[order[:-1]]) & (number[order[1:]] != number[order[:-1]])
-        one, other = order[:-1][same], order[1:][same]
-        changed = contents[one] != contents[other]
-        for at in np.unique(number[other[changed]]):
-            here = changed & (number[other] == at)
-            twice = zip(one[here], other[here], strict=True)
-            texts = (f"{ids[j].decode()}: another in {files[number[i]].path.name}" for i, j in twice)
-            self.rows_found("did of two candidates", files[at], row[other[here]], texts)
+        _, places, inverse = np.unique(ids, return_index=True, return_inverse=True)
+        first = places[inverse]
+        again = np.flatnonzero(number[first] != number)  # an earlier file has the did
+        same = contents[first[again]] == contents[again]
+        for at, file in enumerate(files):
+            here = again[~same & (number[again] == at)]
+            texts = (f"{ids[one].decode()}: another in {files[number[first[one]]].path.name}" for one in here)
+            self.rows_found("did of two candidates", file, here - starts[at], texts)
         splits = np.array([file.split for file in files])
-        first, second = splits[number[one]], splits[number[other]]
-        shared = ~changed & (number[other] < len(local)) & ((first == second) | (first == "") | (second == ""))
-        if count := int(shared.sum()):
-            twice = zip(one[shared], other[shared], strict=True)
-            texts = (f"{ids[i].decode()}: {files[number[i]].path.name}, {files[number[j]].path.name}" for i, j in twice)
-            self.found("overlapping pools", local[0].path.parent, texts, count=count)
+        one, other = number[first[again]], number[again]
+        of_one_split = (splits[one] == splits[other]) | (splits[one] == "") | (splits[other] == "")
+        pairs = np.flatnonzero(same & of_one_split & (other < len(local)))
+        if len(pairs):
+            texts = (
+                f"{ids[again[at]].decode()}: {files[one[at]].path.name}, {files[other[at]].path.name}" for at in pairs
+            )
+            self.found("overlapping pools", local[0].path.parent, texts, count=len(pairs))
         for union in unions:
             if union.split != "train" and (parts := _of_split(local, union.split)):
-                held = np.zeros(len(union.ids), dtype=bool)
                 for part in parts:
-                    at = union.find.positions(part.ids)
-                    held[at[at >= 0]] = True
-                    self.rows_found("union lacks candidates", part, np.flatnonzero(at < 0))
-                self.rows_found("union has others", union, np.flatnonzero(~held[union.first]))
+                    self.rows_found("union lacks candidates", part, np.flatnonzero(union.find.positions(part.ids) < 0))
+                held = np.concatenate([part.ids for part in parts])
+                self.rows_found("union has others", union, np.flatnonzero(~np.isin(union.ids, held)))
 
     def check_task(self, queries: File, pools: list[File], union: File | None) -> None:
+        """Check the queries of a task against its own pool, which is among the ``pools`` of the split."""
         pool = next((pool for pool in pools if pool.name == queries.name), None)
         if pool is None:
             self.found("missing file", self.root / "cand_pool/local", [f"mbeir_{queries.name}_cand_pool.jsonl"])
@@ -185,6 +180,7 @@ class _Auditor(Reader):
         return owners[right], places[right], owners[unplaced]
 
     def check_prompts(self, queries: File, pool: File, owners: np.ndarray, places: np.ndarray) -> None:
+        """Every data set has prompts for the modalities of its queries and their right answers."""
         asked, found = queries.rows[owners], pool.rows["modality"][places]
         kinds = asked["dataset"] * 9 + asked["modality"] * 3 + found
         for kind, first in zip(*np.unique(kinds, return_index=True), strict=True):
@@ -222,9 +218,11 @@ class _Auditor(Reader):
         self.rows_found("alike with other answers", queries, np.array(others, dtype=np.int64), texts)
 
     def check_leaks(self, tests: list[File], taught: list[File], pool: File | None) -> None:
-        asked = np.concatenate([np.zeros(1, "u8"), *(queries.rows["content"] for queries in tests)])[1:]
-        files = {"test query in training": taught, "test query as candidate": [pool] if pool else []}
-        for kind, file in ((kind, file) for kind, each in files.items() for file in each):
+        """What the test asks is neither asked nor found in training."""
+        asked = np.concatenate([np.empty(0, "u8"), *(queries.rows["content"] for queries in tests)])
+        files = [("test query in training", file) for file in taught]
+        files += [("test query as candidate", pool)] if pool else []
+        for kind, file in files:
             contents = file.rows["content"]
             self.rows_found(kind, file, np.flatnonzero((contents != 0) & np.isin(contents, asked)))
 

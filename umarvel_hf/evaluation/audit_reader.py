@@ -32,49 +32,40 @@ INSTRUCTIONS = "instructions/query_instructions.tsv"
 LISTS = {"pos_cand_list": "dangling positive", "neg_cand_list": "dangling negative"}
 Parsed = TypeVar("Parsed")
 
-# kind: severity, what it means and what to do; the order is that of the report
-KINDS = {
-    "missing file": ("defect", "What belongs to it cannot be read or checked: complete the folder."),
-    "unreadable line": ("defect", "The readers refuse the file: copy it again or mend the line."),
-    "missing image": ("defect", "The item cannot be encoded: unpack the images again or remove its lines."),
-    "unreadable image": ("defect", "Pillow cannot decode it: copy it again or remove its lines."),
-    "empty text": ("defect", "The modality promises a text and there is none: mend the modality or remove the line."),
-    "wrong modality": ("defect", "The modality is not that of the content; it chooses the instruction: mend it."),
-    "repeated id": ("defect", "One id stands on two lines of a file: remove one of them."),
-    "qid of two queries": ("defect", "Repeated training rows must be alike: give one of them another qid."),
-    "did of two candidates": ("defect", "One did names different candidates in two pools: write the pools anew."),
-    "dangling positive": (
-        "defect",
-        "No pool of the split holds this did: use the pools these queries were written for.",
-    ),
-    "dangling negative": (
-        "defect",
-        "No pool of the split holds this did: use the pools these queries were written for.",
-    ),
-    "judged query missing": ("defect", "The qrels name a query that is not asked: use the qrels of these queries."),
-    "judged candidate missing": ("defect", "The answer is not in the task's pool: use the qrels of this pool."),
-    "no right answer": ("defect", "No system can answer it: complete the qrels or remove the query."),
-    "qrels contradict positives": (
-        "defect",
-        "qrels and pos_cand_list name different right answers: find out which hold.",
-    ),
-    "missing instruction": ("defect", "Queries of these modalities have no prompt: add a line to the instructions."),
-    "query finds itself": (
-        "defect",
-        "A wrong answer is the query's own picture and ranks first: take it from the pool.",
-    ),
-    "right and wrong alike": (
-        "defect",
-        "A wrong answer has the content of a right one: judge both alike, or drop one.",
-    ),
-    "alike with other answers": ("defect", "Queries of one content have different right answers: merge their answers."),
-    "union lacks candidates": ("defect", "Local and union scores rank different things: concatenate the local pools."),
-    "union has others": ("defect", "No local pool of the split holds them: complete those, or write the union anew."),
-    "no union pool": ("note", "Only local pools can be evaluated, and nothing trained, without it."),
-    "query image in pool": ("note", "The picture a query starts from is a wrong answer of its pool, as CIRR wants it."),
-    "overlapping pools": ("note", "One candidate stands in several local pools; the union has it once."),
-    "test query in training": ("note", "The same content is asked in training and in the test."),
-    "test query as candidate": ("note", "A training candidate has the content of a test query."),
+# kind: what it means and what to do; the order is that of the report
+DEFECTS = {
+    "missing file": "What belongs to it cannot be read or checked: complete the folder.",
+    "unreadable line": "The readers refuse the file: copy it again or mend the line.",
+    "missing image": "The item cannot be encoded: unpack the images again or remove its lines.",
+    "unreadable image": "Pillow cannot decode it: copy it again or remove its lines.",
+    "empty text": "The modality promises a text and there is none: mend the modality or remove the line.",
+    "wrong modality": "The modality is not that of the content; it chooses the instruction: mend it.",
+    "repeated id": "One id stands on two lines of a file: remove one of them.",
+    "qid of two queries": "Repeated training rows must be alike: give one of them another qid.",
+    "did of two candidates": "One did names different candidates in two pools: write the pools anew.",
+    "dangling positive": "No pool of the split holds this did: use the pools these queries were written for.",
+    "dangling negative": "No pool of the split holds this did: use the pools these queries were written for.",
+    "judged query missing": "The qrels name a query that is not asked: use the qrels of these queries.",
+    "judged candidate missing": "The answer is not in the task's pool: use the qrels of this pool.",
+    "no right answer": "No system can answer it: complete the qrels or remove the query.",
+    "qrels contradict positives": "qrels and pos_cand_list name different right answers: find out which hold.",
+    "missing instruction": "Queries of these modalities have no prompt: add a line to the instructions.",
+    "query finds itself": "A wrong answer is the query's own picture and ranks first: take it from the pool.",
+    "right and wrong alike": "A wrong answer has the content of a right one: judge both alike, or drop one.",
+    "alike with other answers": "Queries of one content have different right answers: merge their answers.",
+    "union lacks candidates": "Local and union scores rank different things: concatenate the local pools.",
+    "union has others": "No local pool of the split holds them: complete those, or write the union anew.",
+}
+NOTES = {
+    "no union pool": "Only local pools can be evaluated, and nothing trained, without it.",
+    "query image in pool": "The picture a query starts from is a wrong answer of its pool, as CIRR wants it.",
+    "overlapping pools": "One candidate stands in several local pools; the union has it once.",
+    "test query in training": "The same content is asked in training and in the test.",
+    "test query as candidate": "A training candidate has the content of a test query.",
+}
+KINDS = {  # with the severity
+    **{kind: ("defect", meaning) for kind, meaning in DEFECTS.items()},
+    **{kind: ("note", meaning) for kind, meaning in NOTES.items()},
 }
 
 
@@ -110,6 +101,7 @@ class File:
         }
 
     def id(self, row: int) -> str:
+        """The qid or did of a row."""
         return str(self.ids[row].decode())
 
 
@@ -158,6 +150,7 @@ class Reader:
             self.found("missing file", path, [str(error)])
 
     def read_prompts(self) -> None:
+        """Read the keys of the instructions."""
         path = self.root / INSTRUCTIONS
         for number, (key, _) in self.parsed(path, lambda *line: prompts_of(*line) if line[1] > 1 else ("", ())):
             if key in self.prompts:
@@ -166,22 +159,18 @@ class Reader:
 
     def read(self, folder: str, pattern: str, fields: Fields) -> list[File]:
         """Read the files of a folder; the groups of the pattern are name and split."""
-        matches = [
-            (path, re.fullmatch(rf"mbeir_{pattern}\.jsonl", path.name))
-            for path in sorted((self.root / folder).glob("*.jsonl"))
-        ]
+        paths = sorted((self.root / folder).glob("*.jsonl"))
+        matches = [(path, re.fullmatch(rf"mbeir_{pattern}\.jsonl", path.name)) for path in paths]
         return [self.read_file(path, match[1], match[2] or "", fields) for path, match in matches if match]
 
     def read_file(self, path: Path, name: str, split: str, fields: Fields) -> File:
+        """Read a query or pool file, a block of lines at a time, and open the images it names."""
         records = self.parsed(path, lambda path, number, line: _checked(path, number, line, fields))
         blocks = [tuple(np.empty(0, dtype) for dtype in ("S1", ROW, *(len(LISTS) * ("i8", "S1"))))]
         while block := list(islice(records, 4096)):
             contents = [(number, *(record[one] for one in list(fields)[:4])) for number, record in block]
             self.look_at_new_images(path, contents)
-            columns = [
-                id_array(name for _, name, *_ in contents),
-                np.array([self.row(path, *one) for one in contents], ROW),
-            ]
+            columns = [id_array(one[1] for one in contents), np.array([self.row(path, *one) for one in contents], ROW)]
             for lists in ([record.get(one) or [] for _, record in block] for one in LISTS):
                 columns += [np.array([len(dids) for dids in lists]), id_array(did for dids in lists for did in dids)]
             blocks.append(tuple(columns))
@@ -209,6 +198,7 @@ class Reader:
         return number, _digest(f"{picture} {text}") if actual else 0, picture, MODALITIES.index(modality), dataset
 
     def look_at_new_images(self, path: Path, contents: Iterable[tuple[Any, ...]]) -> None:
+        """Look at the images among (line, id, text, image, modality) that were not seen before."""
         new: dict[int, tuple[int, str, str]] = {}
         for number, name, _, image, _ in contents:
             if image and (key := _digest(image)) not in self.images:

@@ -117,7 +117,9 @@ def compare_results(
         measured = metric or ours.metric
         values = [_values(task, system, pool, measured, name) for task, name in zip((ours, theirs), names, strict=True)]
         _refuse_other(f"{ours.name}: size of the {pool} pool", ours.pool_sizes[pool], theirs.pool_sizes[pool])
-        _refuse_other_queries(ours, theirs)
+        _refuse_other(f"{ours.name}: number of queries", len(ours.qids), len(theirs.qids))
+        for at, pair in enumerate(zip(ours.qids, theirs.qids, strict=True), start=1):
+            _refuse_other(f"{ours.name}: query {at}", *pair)
         comparisons.append(paired(ours.name, measured, names[0], values[0], names[1], values[1]))
     return ResultComparison(
         pool=pool,
@@ -134,7 +136,8 @@ def plot(comparisons: Sequence[Comparison]) -> str:
     """A forest plot as an SVG file: differences in points, 95 % intervals, verdicts told apart by colour and shape."""
     if not comparisons:
         raise ValueError("There is no comparison to plot.")
-    first, second = (" / ".join(dict.fromkeys(names)) for names in zip(*_names(comparisons), strict=True))
+    first = " / ".join(dict.fromkeys(one.first for one in comparisons))
+    second = " / ".join(dict.fromkeys(one.second for one in comparisons))
     ends = [100 * end for one in comparisons for end in (one.low, one.high)]
     ticks = _ticks(min(0.0, *ends), max(0.0, *ends))
     left, right, top, step = 250, 556, 66, 26  # the scale runs from `left` to `right`
@@ -163,12 +166,6 @@ def _refuse_other(what: str, first: object, second: object) -> None:
         raise ValueError(f"{what}: {first!r} and {second!r}. Compare evaluations of the same queries and candidates.")
 
 
-def _refuse_other_queries(first: TaskResult, second: TaskResult) -> None:
-    _refuse_other(f"{first.name}: number of queries", len(first.qids), len(second.qids))
-    for at, pair in enumerate(zip(first.qids, second.qids, strict=True), start=1):
-        _refuse_other(f"{first.name}: query {at}", *pair)
-
-
 def _values(task: TaskResult, system: str, pool: str, metric: str, name: str) -> np.ndarray:
     """(Q,) what a system reached; refused with what there is instead."""
     pools = task.scores.get(system, {})
@@ -177,10 +174,6 @@ def _values(task: TaskResult, system: str, pool: str, metric: str, name: str) ->
             raise ValueError(f"{name}: {task.name} has no {what} {wanted!r}; there is {', '.join(there)}.")
     pools[pool].mean(metric)  # refuses what was not measured
     return np.array(pools[pool].values[metric])
-
-
-def _names(comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
-    return [(one.first, one.second) for one in comparisons]
 
 
 def _points(one: Comparison) -> tuple[str, str]:

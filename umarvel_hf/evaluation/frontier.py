@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,21 @@ from tqdm import tqdm
 
 from umarvel_hf.data import MBeir, Task
 from umarvel_hf.encoding import fingerprint
-from umarvel_hf.evaluation.benchmark import MEMORY, choose_tasks, own_metric
 from umarvel_hf.evaluation.metrics import judge, measure
 from umarvel_hf.evaluation.pools import Candidates
-from umarvel_hf.evaluation.results import aligned
-from umarvel_hf.evaluation.retrieval import DEPTH, Found, Prompting, ask, encode_queries, vectors_folder
+from umarvel_hf.evaluation.results import aligned, own_metric
+from umarvel_hf.evaluation.retrieval import (
+    DEPTH,
+    MEMORY,
+    Found,
+    Prompting,
+    ask,
+    choose_tasks,
+    encode_queries,
+    vectors_folder,
+)
 from umarvel_hf.search import Encoder, Ranking, best_first, embed
-from umarvel_hf.store import StoreChain
+from umarvel_hf.store import whole_file
 
 PRECISIONS: dict[str, Callable[[int], Any]] = {  # from a dimension to an empty index
     "float32": faiss.IndexFlatIP,
@@ -56,17 +65,6 @@ class FrontierPoint:
     search_ms: float
 
 
-@dataclass(frozen=True)
-class _Encoded:
-    """Candidates and queries under one limit of pixels; queries are (Q, D) float32."""
-
-    candidates: Candidates
-    store: StoreChain
-    asked: list[tuple[Found, np.ndarray]]
-    max_pixels: int | None
-    encode_ms: float
-
-
 def measure_frontier(
     encoder: Encoder,
     benchmark: MBeir,
@@ -86,8 +84,7 @@ def measure_frontier(
 
     Everything is encoded once per limit of pixels. A smaller vector is the first numbers of a whole one, brought to
     length 1 again. FAISS searches exhaustively: inner products of ``float32``; of ``int8``, queries too brought to the
-    256 steps between the extremes of the pool; Hamming distances of the signs (``binary``). Scores that agree in six
-    decimals tie and go by id, descending; as many candidates are fetched as the tie at the 50th place takes.
+    256 steps between the extremes of the pool; Hamming distances of the signs (``binary``). Ties go by id, descending.
 
     Args:
         suite, tasks, split: As in ``evaluate_benchmark``; queries get the first prompt of their key.
@@ -109,33 +106,33 @@ def measure_frontier(
         for limit in tqdm(limits, "image pixels", disable=not show_progress):
             with image_pixels(encoder, limit) as (own, pixels):
                 place = folder if pixels == own else folder / f"pixels-{pixels}"
-                encoded = _encode(encoder, benchmark, chosen, split, place, pixels, batch_size, show_progress)
+                encoded = _Encoded(encoder, benchmark, chosen, split, place, batch_size, show_progress)
             whole = encoded.store.dimension
             for dimension in dimensions or halves(whole):
                 if not 1 <= dimension <= whole:
                     raise ValueError(f"dimension {dimension} is asked for; this model's vectors have 1 to {whole}.")
-                points += [_point(encoded, precision, dimension, memory) for precision in precisions]
+                points += [encoded.point(precision, dimension, pixels, memory) for precision in precisions]
     return points
 
 
 def pareto(points: Sequence[FrontierPoint], pool: str = "union") -> list[FrontierPoint]:
     """The points that no other beats, smallest first: none is better in as few bytes, or as good in fewer."""
 
-    def beaten(one: FrontierPoint) -> bool:
-        return any(
-            other.bytes_per_vector <= one.bytes_per_vector
-            and getattr(other, pool) >= getattr(one, pool)
-            and (other.bytes_per_vector, getattr(other, pool)) != (one.bytes_per_vector, getattr(one, pool))
-            for other in points
-        )
+    def rank(one: FrontierPoint) -> tuple[int, float]:
+        return one.bytes_per_vector, -getattr(one, pool)
 
-    return sorted((one for one in points if not beaten(one)), key=lambda one: one.bytes_per_vector)
+    best: list[FrontierPoint] = []
+    for one in sorted(points, key=rank):
+        if not best or rank(one)[1] < rank(best[-1])[1] or rank(one) == rank(best[-1]):
+            best.append(one)
+    return best
 
 
 def save_frontier(points: Sequence[FrontierPoint], path: str | Path) -> None:
-    """Write the points as JSON."""
+    """Write the points as JSON, whole or not at all."""
     content = {"format": FORMAT, "points": [asdict(point) for point in points]}
-    Path(path).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    with whole_file(Path(path)) as file:
+        file.write(json.dumps(content, indent=1).encode())
 
 
 def load_frontier(path: str | Path) -> list[FrontierPoint]:
@@ -203,59 +200,67 @@ def halves(dimension: int) -> list[int]:
     return found
 
 
-def _encode(
-    encoder: Encoder,
-    benchmark: MBeir,
-    tasks: Sequence[Task],
-    split: str,
-    folder: Path,
-    pixels: int | None,
-    batch_size: int,
-    show_progress: bool,
-) -> _Encoded:
-    candidates = Candidates(benchmark, tasks, split, union=True)
-    made_by = fingerprint(encoder)
-    store = candidates.encode(encoder, folder, made_by=made_by, batch_size=batch_size, show_progress=show_progress)
-    asked = []
-    for task in tasks:
-        found = ask(benchmark, candidates, task, split, Prompting())
-        queries = encode_queries(encoder, benchmark, found, found.instructions[0], folder, made_by, split, batch_size)
-        asked.append((found, queries.astype(np.float32)))
-    return _Encoded(candidates, store, asked, pixels, _encode_ms(encoder, candidates, batch_size))
+class _Encoded:
+    """Candidates and queries, encoded under one limit of pixels."""
 
+    def __init__(
+        self,
+        encoder: Encoder,
+        benchmark: MBeir,
+        tasks: Sequence[Task],
+        split: str,
+        folder: Path,
+        batch_size: int,
+        show_progress: bool,
+    ) -> None:
+        self.candidates = Candidates(benchmark, tasks, split, union=True)
+        made_by = fingerprint(encoder)
+        self.store = self.candidates.encode(
+            encoder, folder, made_by=made_by, batch_size=batch_size, show_progress=show_progress
+        )
+        self._asked: list[tuple[Found, np.ndarray]] = []  # queries are (Q, D) float32
+        for task in tasks:
+            found = ask(benchmark, self.candidates, task, split, Prompting())
+            queries = encode_queries(
+                encoder, benchmark, found, found.instructions[0], folder, made_by, split, batch_size
+            )
+            self._asked.append((found, queries.astype(np.float32)))
+        self._encode_ms = self._timed(encoder, batch_size)
 
-def _encode_ms(encoder: Encoder, candidates: Candidates, batch_size: int) -> float:
-    """The median over batches, each of items drawn anew from the pools, as many at a time as in encoding."""
-    count = min(len(candidates.distinct), TIMED_BATCHES * batch_size)
-    drawn = np.random.default_rng(0).choice(candidates.distinct, count, replace=False)
-    items = [one.item for one in candidates.at(drawn)]
-    times = []
-    for start in range(0, count, batch_size):
-        batch = items[start : start + batch_size]
-        started = time.perf_counter()
-        embed(encoder, batch, batch_size=batch_size)
-        times.append((time.perf_counter() - started) / len(batch))
-    return 1000 * statistics.median(times)
-
-
-def _point(encoded: _Encoded, precision: str, dimension: int, memory: int) -> FrontierPoint:
-    union = _Pool(encoded, encoded.candidates.distinct, precision, dimension, memory)
-    means: dict[str, list[float]] = {"local": [], "union": []}
-    for found, queries in encoded.asked:
-        local = _Pool(encoded, encoded.candidates.local(found.task), precision, dimension, memory)
-        for name, pool in (("local", local), ("union", union)):
+    def point(self, precision: str, dimension: int, pixels: int | None, memory: int) -> FrontierPoint:
+        """Search all pools in a precision and dimension."""
+        union = _Pool(self, self.candidates.distinct, precision, dimension, memory)
+        values: dict[str, list[float]] = {"local": [], "union": []}
+        for found, queries in self._asked:
+            local = _Pool(self, self.candidates.local(found.task), precision, dimension, memory)
             metric = own_metric(found.task)
-            means[name].append(float(measure(judge(pool.best(queries), found.right), [metric])[metric].mean()))
-    return FrontierPoint(
-        precision=precision,
-        dimension=dimension,
-        max_pixels=encoded.max_pixels,
-        bytes_per_vector=int(union.index.code_size),
-        local=float(np.mean(means["local"])),
-        union=float(np.mean(means["union"])),
-        encode_ms=encoded.encode_ms,
-        search_ms=union.milliseconds(np.concatenate([queries for _, queries in encoded.asked])),
-    )
+            for name, pool in (("local", local), ("union", union)):
+                values[name].append(measure(judge(pool.best(queries), found.right), [metric])[metric].mean())
+        return FrontierPoint(
+            precision=precision,
+            dimension=dimension,
+            max_pixels=pixels,
+            bytes_per_vector=int(union.index.code_size),
+            local=float(np.mean(values["local"])),
+            union=float(np.mean(values["union"])),
+            encode_ms=self._encode_ms,
+            search_ms=union.milliseconds(np.concatenate([queries for _, queries in self._asked])),
+        )
+
+    def _timed(self, encoder: Encoder, batch_size: int) -> float:
+        """The median over batches, each of items drawn anew from the pools, as many at a time as in encoding."""
+        count = min(len(self.candidates.distinct), TIMED_BATCHES * batch_size)
+        drawn = np.random.default_rng(0).choice(self.candidates.distinct, count, replace=False)
+        items = [one.item for one in self.candidates.at(drawn)]
+        batches = [items[start : start + batch_size] for start in range(0, count, batch_size)]
+        times = [_seconds(partial(embed, encoder, batch, batch_size=batch_size)) / len(batch) for batch in batches]
+        return 1000 * statistics.median(times)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 class _Pool:
@@ -279,33 +284,28 @@ class _Pool:
 
     def best(self, queries: np.ndarray) -> list[list[str]]:
         """The dids of the first 50 of every query."""
-        asked, k = self._asked(queries), min(DEPTH, len(self._positions))
-        found: dict[int, list[str]] = {}
+        asked, count = self._asked(queries), len(self._positions)
+        k = min(DEPTH, count)
+        best, tied = np.empty((len(asked), k), dtype=np.int64), np.empty(len(asked), dtype=bool)
         pending, depth = np.arange(len(asked)), k + 1
         while len(pending):
-            depth = min(depth, len(self._positions))
+            depth = min(depth, count)
             at_a_time = max(1, self._memory // (32 * depth))
-            tied = []
             for rows in np.split(pending, range(at_a_time, len(pending), at_a_time)):
                 ranking = self._search(asked[rows], depth)
+                best[rows] = best_first(ranking, self._dids).positions[:, :k]
                 # While the tie at the last place reaches beyond what was fetched, the id cannot decide.
-                settled = (ranking.scores[:, k - 1] > ranking.scores[:, -1] + 1e-6) | (depth == len(self._positions))
-                kept = best_first(Ranking(ranking.positions[settled], ranking.scores[settled]), self._dids)
-                found |= zip(rows[settled].tolist(), self._named(kept.positions[:, :k]), strict=True)
-                tied.append(rows[~settled])
-            pending, depth = np.concatenate(tied), 2 * depth
-        return [found[row] for row in range(len(asked))]
+                tied[rows] = (ranking.scores[:, k - 1] <= ranking.scores[:, -1] + 1e-6) & (depth < count)
+            pending, depth = pending[tied[pending]], 2 * depth
+        return [[did.decode() for did in row] for row in self._dids[best]]
 
     def milliseconds(self, queries: np.ndarray) -> float:
         """The median over queries and repetitions, one query at a time on one thread."""
         asked, k = self._asked(queries[:TIMED_QUERIES]), min(DEPTH, len(self._positions))
-        threads, times = faiss.omp_get_max_threads(), []
+        threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(1)
         try:
-            for query in [*asked] * REPEATS:
-                started = time.perf_counter()
-                self.index.search(query[None], k)
-                times.append(time.perf_counter() - started)
+            times = [_seconds(partial(self.index.search, query[None], k)) for query in [*asked] * REPEATS]
         finally:
             faiss.omp_set_num_threads(threads)
         return 1000 * statistics.median(times)
@@ -337,6 +337,3 @@ class _Pool:
         scores, rows = self.index.search(asked, depth)
         scores = -scores if isinstance(self.index, faiss.IndexBinary) else scores
         return Ranking(self._positions[rows], scores.astype(np.float32))
-
-    def _named(self, positions: np.ndarray) -> list[list[str]]:
-        return [[did.decode() for did in row] for row in self._dids[positions]]

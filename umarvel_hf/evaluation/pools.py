@@ -5,14 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Never
 
 import numpy as np
+from tqdm import tqdm
 
 from umarvel_hf.data import MODALITIES, Candidate, Item, MBeir, Pool, Task
 from umarvel_hf.records import Ids
 from umarvel_hf.search import Encoder, embed, inputs_digest
 from umarvel_hf.store import StoreChain, VectorStore, fill_store
 
+CHUNK = 2048  # items encoded between two steps of the progress bar
 logger = logging.getLogger(__name__)
 
 
@@ -42,6 +45,7 @@ class Candidates:
     Attributes:
         dids: (N,) bytes.
         modalities: (N,) int8, index into ``data.MODALITIES``.
+        first: (N,) int64, where the did of each position stands first.
         distinct: Sorted positions, the first of every did. With ``union`` this is the union pool.
 
     Raises:
@@ -64,8 +68,8 @@ class Candidates:
                 self.dids = np.concatenate([self.dids, rest.pool.dids])
         self.modalities = np.concatenate([part.pool.modalities for part in self._parts])
         self._ids = Ids(self.dids)
-        self._first = self._ids.positions(self.dids)  # (N,): where the did of each position stands first
-        self.distinct = np.unique(self._first)
+        self.first = self._ids.positions(self.dids)
+        self.distinct = np.unique(self.first)
         self._refuse_contradictions()
 
     def __len__(self) -> int:
@@ -92,24 +96,24 @@ class Candidates:
         self, encoder: Encoder, folder: Path, *, made_by: Mapping[str, str], batch_size: int, show_progress: bool
     ) -> StoreChain:
         """Encode every did once, one store a pool below ``folder``; what stands there already is taken."""
-        embed_items = partial(embed, encoder, batch_size=batch_size, show_progress_bar=show_progress)
         stores: list[VectorStore] = []
-        for part in self._parts:
-            store = fill_store(
-                folder / part.name,
-                part.pool.dids,
-                partial(self._vectors, part, StoreChain(stores), embed_items),
-                made_by={**made_by, "prompt": ""},
-                digest=partial(self._digest, part),
-            )
-            stores.append(store)
+        with tqdm(total=len(self.distinct), desc="candidates", disable=not show_progress) as bar:
+            for part in self._parts:
+                store = fill_store(
+                    folder / part.name,
+                    part.pool.dids,
+                    partial(self._vectors, part, StoreChain(stores), partial(_embed, encoder, batch_size, bar)),
+                    made_by={**made_by, "prompt": ""},
+                    digest=partial(self._digest, part),
+                )
+                stores.append(store)
         return StoreChain(stores)
 
     def _vectors(
         self, part: _Part, earlier: StoreChain, embed_items: Callable[[list[Item]], np.ndarray], rows: slice
     ) -> np.ndarray:
         """Vectors of some rows of a pool; a did of an earlier pool has its vector there."""
-        first = self._first[part.rows[rows]]
+        first = self.first[part.rows[rows]]
         known = first < part.start
         new = [one.item for one in part.pool.at(np.flatnonzero(~known) + rows.start)]
         if not known.any():
@@ -130,10 +134,10 @@ class Candidates:
         return self._parts[-1]
 
     def _refuse_contradictions(self) -> None:
-        repeated = np.flatnonzero(self._first != np.arange(len(self)))
-        for at, one, other in zip(repeated, self.at(repeated), self.at(self._first[repeated]), strict=True):
+        repeated = np.flatnonzero(self.first != np.arange(len(self)))
+        for at, one, other in zip(repeated, self.at(repeated), self.at(self.first[repeated]), strict=True):
             if one != other:
-                earlier, later = (self._path(int(position)) for position in (self._first[at], at))
+                earlier, later = (self._path(int(position)) for position in (self.first[at], at))
                 raise ValueError(
                     f"did {one.did!r} is {other} in {earlier} and {one} in {later}. "
                     "One did must name one candidate: write the pools anew."
@@ -141,3 +145,11 @@ class Candidates:
 
     def _path(self, position: int) -> Path:
         return next(part.pool.path for part in reversed(self._parts) if part.start <= position)
+
+
+def _embed(encoder: Encoder, batch_size: int, bar: "tqdm[Never]", items: list[Item]) -> np.ndarray:
+    parts = []
+    for start in range(0, len(items), CHUNK):
+        parts.append(embed(encoder, items[start : start + CHUNK], batch_size=batch_size))
+        bar.update(len(parts[-1]))
+    return np.concatenate(parts)

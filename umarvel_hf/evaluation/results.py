@@ -191,6 +191,11 @@ class Result:
         return "\n".join(lines)
 
 
+def own_metric(task: Task) -> str:
+    """What M-BEIR reports of a task: ``hit@5``, on Fashion200K and FashionIQ ``hit@10``."""
+    return f"hit@{MBEIR_TASKS.get(task, 5)}"
+
+
 def against_best(name: str, metric: str, values: dict[str, np.ndarray]) -> Comparison | None:
     """The model against the best of the baselines, query by query; None where there is no baseline.
 

@@ -7,19 +7,24 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from tqdm import tqdm
 
 from umarvel_hf.data import CANDIDATE_MODALITY, MBeir, Query, Task
 from umarvel_hf.encoding import fingerprint
 from umarvel_hf.evaluation.pools import Candidates
+from umarvel_hf.evaluation.results import MBEIR_TASKS
 from umarvel_hf.search import Encoder, Ranking, Search, encode_store, search_store
 
+SUITES = ("m-beir", "emoji")
+MEMORY = 8 << 30
 DEPTH = 50  # candidates kept for every query, as in the reference (recipe.md §9.3)
 Instructions = Literal["first", "seeded", "all"]
+Systems = dict[str, dict[str, Ranking]]  # rankings by name of the system, by pool
 logger = logging.getLogger(__name__)
 
 
@@ -98,7 +103,38 @@ class Retrieval:
     candidates: Candidates
     found: list[Found]
     made_by: dict[str, str]
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float]
+
+    def dids(self, ranking: Ranking) -> list[list[str]]:
+        """The ids of a ranking, one list a query."""
+        dids = self.candidates.dids
+        return [[did.decode() for did in dids[row[row >= 0]]] for row in ranking.positions]
+
+
+def choose_tasks(benchmark: MBeir, suite: str, names: Sequence[str] | None, split: str) -> list[Task]:
+    """The tasks to evaluate: those of the suite that the folder holds, or those named.
+
+    Raises:
+        ValueError: The suite is unknown, a named task is not there, or none of the suite's tasks is.
+    """
+    if suite not in SUITES:
+        raise ValueError(f"suite is {suite!r}; choose one of {', '.join(SUITES)}.")
+    there = benchmark.tasks(split)
+    if suite == "m-beir":
+        there = [task for task in MBEIR_TASKS if task in there]
+        if not there:
+            raise ValueError(
+                f"{benchmark.root} holds no {split} queries of any of M-BEIR's 16 configurations, only of "
+                f"{', '.join(task.name for task in benchmark.tasks(split))}. Pass another folder or another suite."
+            )
+    if names is None:
+        return there
+    if unknown := sorted(set(names) - {task.name for task in there}):
+        raise ValueError(
+            f"{benchmark.root} has no {split} queries for {', '.join(unknown)}; it has "
+            f"{', '.join(task.name for task in there)}."
+        )
+    return [task for task in there if task.name in names]
 
 
 def retrieve_all(
@@ -130,7 +166,7 @@ def retrieve_all(
         logger.info("vectors of %d candidates stand in %s", len(candidates.distinct), folder)
         encoded = time.perf_counter()
         found, searches = [], {}
-        for task in tasks:
+        for task in tqdm(tasks, "queries", disable=not show_progress):
             asked = ask(benchmark, candidates, task, split, prompting)
             found.append(asked)
             at = {"local": candidates.local(task), "union": candidates.distinct}

@@ -1,12 +1,13 @@
 """TREC's two text formats, read and written: runs (who found what) and qrels (what is right)."""
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from umarvel_hf.evaluation.metrics import ranked_ids
+from umarvel_hf.records import decoded
+from umarvel_hf.store import whole_file
 
 RUN = "qid Q0 did rank score tag"
 QRELS = "qid 0 did relevance"
@@ -96,26 +97,17 @@ def _column(value: str) -> str:
 
 def _rows(path: str | Path, form: str, optional: int = 0) -> Iterator[tuple[str, list[str]]]:
     """Yield ``file:line`` and the columns of every line."""
-    number = 0
-    needed = len(form.split())
-    with Path(path).open("rb") as file:
+    path, number, needed = Path(path), 0, len(form.split())
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            where = f"{path}:{number}"
-            try:
-                columns = line.decode().split()
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{where}: not UTF-8 ({error}). Is the file cut short?") from error
+            columns = decoded(path, number, line).split()
             if not needed <= len(columns) <= needed + optional:
-                raise ValueError(f"{where}: {len(columns)} columns, where {needed} are needed: {form!r}.")
-            yield where, columns
+                raise ValueError(f"{path}:{number}: {len(columns)} columns, where {needed} are needed: {form!r}.")
+            yield f"{path}:{number}", columns
     if not number:
         raise ValueError(f"{path}:1: the file is empty; it needs lines of the form {form!r}.")
 
 
 def _write(path: str | Path, lines: Iterable[str]) -> None:
-    path = Path(path)
-    partial_path = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with partial_path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(lines)
-    os.replace(partial_path, path)
+    with whole_file(Path(path)) as file:
+        file.writelines(line.encode() for line in lines)
