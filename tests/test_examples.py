@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import umarvel_hf
 from colours import COLOURS
 from foreign import CHECKOUT
 from umarvel_hf.cli import _parser
@@ -132,13 +133,16 @@ def write(path, text):
     return path
 
 
-def test_the_readme_names_only_what_is_there():
-    readme = (CHECKOUT / "README.md").read_text()
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", readme):
-        assert (CHECKOUT / target).exists(), target
-    for script in re.findall(r"python (examples/\S+)", readme):
+@pytest.mark.parametrize("page", ["README.md", "docs/evaluation.md"])
+def test_a_page_names_only_what_is_there(page):
+    text = (CHECKOUT / page).read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (CHECKOUT / page).parent.joinpath(target).exists(), target
+    for script in re.findall(r"python (examples/\S+)", text):
         assert (CHECKOUT / script).is_file(), script
-    verbs = set(re.findall(r"^umarvel (\w+)", readme, re.MULTILINE))
-    assert verbs == {"search", "convert", "new", "train"}
-    for command in re.findall(r"^umarvel (.+)$", readme, re.MULTILINE):
+    for names in re.findall(r"^from umarvel_hf import (.+)$", text, re.MULTILINE):
+        assert set(names.split(", ")) <= set(umarvel_hf.__all__)
+    commands = re.findall(r"^umarvel (.+)$", text, re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
         _parser().parse_args(shlex.split(command, comments=True))
