@@ -97,8 +97,6 @@ def test_an_instruction_is_found_by_data_set_and_modalities(root):
     data = MBeir(root)
     assert data.instructions["1, text, image"] == ("Find its picture.", "Show it.")
     query = data.queries(PLAIN)[0]
-    assert data.instruction(query, "image") == "Find its picture."
-    assert data.instruction(query, "image", 1) == "Show it."
     assert data.prompts(query, "image") == ("Find its picture.", "Show it.")
 
 
@@ -108,9 +106,7 @@ def test_a_missing_instruction_names_the_key_and_what_there_is(root):
     with pytest.raises(
         ValueError, match=r"instructions.tsv: query '1:0' needs prompts for '1, text, text'.* 1, text, im"
     ):
-        data.instruction(query, "text")
-    with pytest.raises(ValueError, match="prompt number 2 for candidates of modality 'image', but there are 2"):
-        data.instruction(query, "image", 2)
+        data.prompts(query, "text")
 
 
 def test_a_folder_that_is_not_there(tmp_path):

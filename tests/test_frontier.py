@@ -65,7 +65,7 @@ def test_every_dimension_and_precision_gives_the_hit_rate_of_brute_force(mbeir, 
     for task in data.tasks():
         queries, qrels = data.queries(task), data.qrels(task)
         modality = data.pool(task)[queries[0].positives[0]].modality
-        asked = known.encode([one.item for one in queries], prompt=data.instruction(queries[0], modality))
+        asked = known.encode([one.item for one in queries], prompt=data.prompts(queries[0], modality)[0])
         k = 10 if task.dataset in ("fashion200k", "fashioniq") else 5
         for name, pool in (("local", data.pool(task)), ("union", data.union_pool())):
             dids = np.array(sorted(pool, reverse=True))  # of equal scores the higher id comes first

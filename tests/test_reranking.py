@@ -146,7 +146,7 @@ def knows(data: MBeir, split: str):
     for task in data.tasks(split):
         pool, qrels = data.pool(task, split), data.qrels(task, split)
         for query in data.queries(task, split):
-            instruction = data.instruction(query, pool[next(iter(qrels[query.qid]))].modality)
+            instruction = data.prompts(query, pool[next(iter(qrels[query.qid]))].modality)[0]
             right |= {(str(reranker_query(query, instruction)), str(pool[did].item)) for did in qrels[query.qid]}
     return Judge(lambda query, candidate: 0.9 if (str(query), str(candidate)) in right else 0.2)
 
@@ -190,7 +190,7 @@ def test_a_pair_is_judged_once_though_both_pools_hold_it_and_the_lists_are_those
     for pool, candidates in (("local", data.pool(task)), ("union", data.union_pool())):
         hits = []
         for query in data.queries(task):
-            instruction = data.instruction(query, candidates[query.positives[0]].modality)
+            instruction = data.prompts(query, candidates[query.positives[0]].modality)[0]
             shown = reranker_query(query, instruction)
             assert str(shown) in asked
             scores = cosines(known, query.item, instruction, candidates)

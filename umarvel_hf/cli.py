@@ -121,7 +121,6 @@ def evaluate(
 
     if run is not None and qrels is not None:
         result = evaluate_run(run, qrels)
-        out.mkdir(parents=True, exist_ok=True)
         result.save(out / "result.json")
         print(result.as_json() if json else result.table())
         return

@@ -63,6 +63,8 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
+    """One candidate; its text is formatted as the reference does."""
+
     did: str
     text: str
     image: Path | None
@@ -177,6 +179,8 @@ class _Values(ValuesView[Candidate]):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Task:
+    """One data set and what it asks for, see ``TASK_TYPES``."""
+
     dataset: str
     task_id: int
 
@@ -271,16 +275,6 @@ class MBeir:
                 f"{'; '.join(sorted(self.instructions))}. Add a line."
             )
         return self.instructions[key]
-
-    def instruction(self, query: Query, candidate_modality: str, index: int = 0) -> str:
-        """The ``index``-th prompt for this query when it looks for candidates of a modality."""
-        prompts = self.prompts(query, candidate_modality)
-        if index >= len(prompts):
-            raise ValueError(
-                f"{self._instructions_path}: query {query.qid!r} needs prompt number {index} for candidates of "
-                f"modality {candidate_modality!r}, but there are {len(prompts)}, counted from 0. Add it to the file."
-            )
-        return prompts[index]
 
     def _union_path(self, split: str) -> Path:
         return self.root / "cand_pool" / "global" / f"mbeir_union_{split}_cand_pool.jsonl"

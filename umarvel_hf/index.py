@@ -17,6 +17,8 @@ ADDED_AT_ONCE = 8_192
 
 @dataclass(frozen=True, slots=True)
 class Hit:
+    """A candidate that was found."""
+
     id: str
     score: float
 

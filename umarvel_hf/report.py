@@ -24,6 +24,7 @@ from umarvel_hf.evaluation.published import published
 from umarvel_hf.evaluation.results import MODEL, RERANKED, WRONG_MODALITY, Result, TaskResult
 from umarvel_hf.evaluation.retrieval import Prompting
 from umarvel_hf.evaluation.significance import bootstrap_interval
+from umarvel_hf.store import whole_file
 
 PICTURE_MAX_PIXELS = 160  # per side, in the page
 TEXT_MAX_CHARACTERS = 240  # of a query or candidate
@@ -90,8 +91,8 @@ def write_report(
         examples=_examples(result, benchmark) if benchmark and result.suite != "trec" else None,
     )
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    with whole_file(out) as file:
+        file.write(page.encode())
     return out
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from umarvel_hf.data import Item, Query, as_item, format_string
 from umarvel_hf.search import Ranking, best_first
+from umarvel_hf.store import whole_file
 
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
 
@@ -64,7 +65,8 @@ class Fusion:
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False), encoding="utf-8")
+        with whole_file(Path(path)) as file:
+            file.write(json.dumps(asdict(self), indent=1, ensure_ascii=False).encode())
 
     @classmethod
     def load(cls, path: str | Path) -> "Fusion":

@@ -1,7 +1,6 @@
 """What an evaluation found: values per query, means, the comparison with the best baseline, JSON and a table."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from umarvel_hf.data import TASK_TYPES, Task
 from umarvel_hf.evaluation.significance import LEVEL, Comparison, corrected, paired
+from umarvel_hf.store import whole_file
 
 FORMAT = 2
 MODEL, RERANKED = "model", "re-ranked"
@@ -157,10 +157,8 @@ class Result:
 
     def save(self, path: str | Path) -> None:
         """Write everything as JSON, whole or not at all."""
-        path = Path(path)
-        partial_path = path.with_name(path.name + ".partial")
-        partial_path.write_text(self.as_json(), encoding="utf-8")
-        os.replace(partial_path, path)
+        with whole_file(Path(path)) as file:
+            file.write(self.as_json().encode())
 
     def as_json(self) -> str:
         """Everything, as one line."""
