@@ -271,6 +271,8 @@ def test_evaluate_refuses_what_makes_no_sense(refused, capsys, checkpoint, bench
     assert "choose one of m-beir, emoji" in refused(*command, "--suite", "coco", "--data", benchmark)
     assert "is not a folder" in refused(*command, "--data", tmp_path / "nothing")
     assert "no test queries for plain_task9; it has" in refused(*command, "--data", benchmark, "--tasks", "plain_task9")
+    assert "give --rerank, too" in refused(*command, "--fusion", tmp_path / "fusion.json")
+    assert "give --frontier, too" in refused(*command, "--pixels", 4096)
     assert "memory is" in refused(*command, "--data", benchmark, "--memory", "1KB")
     with pytest.raises(SystemExit):
         main(["evaluate", "model", "--memory", "much"])

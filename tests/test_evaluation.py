@@ -345,6 +345,40 @@ def test_what_cannot_be_evaluated_is_refused(mbeir, root):
         evaluate_benchmark(known, MBeir(folder), reranker=object(), fusion=fusion, instructions="all")
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        (
+            "instructions/query_instructions.tsv",
+            "image\timage\tnights\t4",
+            "image\ttext\tnights\t4",
+            r"needs prompts for",
+        ),
+        (
+            "qrels/test/mbeir_cirr_task7_test_qrels.txt",
+            " 1 7\n",
+            " 1\n",
+            r"cirr_task7_test_qrels.txt:1: .*five columns",
+        ),
+        (
+            "query/test/mbeir_cirr_task7_test.jsonl",
+            '"task_id": 7}\n',
+            '"task_id": 7',
+            r"cirr_task7_test.jsonl:1: not JSON",
+        ),
+        ("cand_pool/local/mbeir_oven_task8_cand_pool.jsonl", '"did": "5:1003"', '"did": 7', r"oven_task8.*:4: .*did 7"),
+    ],
+)
+def test_bad_data_are_named_before_anything_is_encoded_or_written(mbeir, tmp_path, name, old, new, message):
+    root, known = mbeir
+    data = shutil.copytree(root, tmp_path / "data")
+    (data / name).write_text((data / name).read_text().replace(old, new))
+    encoder = KnownVectors(known.vectors)
+    with pytest.raises(ValueError, match=message):
+        evaluate_benchmark(encoder, MBeir(data), suite="m-beir", vectors=tmp_path / "out", runs=tmp_path / "out")
+    assert encoder.encoded == [] and not (tmp_path / "out").exists()
+
+
 def test_the_baselines_stand_where_they_can(result):
     dark, pictures, captions = result.tasks
     assert dark.rate("pixel kNN", "local", "hit@1") == 1

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -109,6 +110,10 @@ def evaluate(
     """Measure how well a model retrieves: local and union pools, every metric, a report."""
     if (model is None) == (run is None) or (run is None) != (qrels is None):
         raise ValueError("give a model, or --run and --qrels to score a TREC run file; not both.")
+    if fusion is not None and rerank is None:
+        raise ValueError("--fusion is the weight of a re-ranker's answers; give --rerank, too.")
+    if pixels is not None and not frontier:
+        raise ValueError("--pixels are limits that --frontier tries; give --frontier, too.")
     from umarvel_hf.data import MBeir
     from umarvel_hf.demo import DATASETS
     from umarvel_hf.emoji import benchmark_dir
@@ -138,7 +143,7 @@ def evaluate(
         weight = (
             Fusion.load(fusion) if fusion else fit_fusion(encoder, reranker, benchmark, top=top, name=rerank, **common)
         )
-    settings = {"model": str(model), "command": f"umarvel {' '.join(sys.argv[1:])}"}
+    settings = {"model": str(model), "command": shlex.join(["umarvel", *sys.argv[1:]])}
     result = evaluate_benchmark(
         encoder, benchmark, split=split, pools=pools, instructions=instructions, seed=seed,
         gold_modality=gold_modality, baselines=baselines, reranker=reranker, fusion=weight, runs=out / "runs",

@@ -159,20 +159,19 @@ def retrieve_all(
     """
     started = time.perf_counter()
     candidates = Candidates(benchmark, tasks, split, union="union" in pools)
+    found = [ask(benchmark, candidates, task, split, prompting) for task in tasks]  # bad data show before hours of work
     made_by = fingerprint(encoder)
     opened = time.perf_counter()
     with vectors_folder(vectors) as folder:
         store = candidates.encode(encoder, folder, made_by=made_by, batch_size=batch_size, show_progress=show_progress)
         logger.info("vectors of %d candidates stand in %s", len(candidates.distinct), folder)
         encoded = time.perf_counter()
-        found, searches = [], {}
-        for task in tqdm(tasks, "queries", disable=not show_progress):
-            asked = ask(benchmark, candidates, task, split, prompting)
-            found.append(asked)
-            at = {"local": candidates.local(task), "union": candidates.distinct}
+        searches = {}
+        for asked in tqdm(found, "queries", disable=not show_progress):
+            at = {"local": candidates.local(asked.task), "union": candidates.distinct}
             for number, instructions in enumerate(asked.instructions):
                 queries = encode_queries(encoder, benchmark, asked, instructions, folder, made_by, split, batch_size)
-                searches[f"{task.name} {number}"] = Search(queries, {pool: at[pool] for pool in pools})
+                searches[f"{asked.task.name} {number}"] = Search(queries, {pool: at[pool] for pool in pools})
         asked_at = time.perf_counter()
         taken = sum(search.queries.nbytes for search in searches.values())
         rankings = search_store(store, searches, k=DEPTH, memory=memory - taken)
@@ -189,6 +188,7 @@ def retrieve_all(
 
 
 def ask(benchmark: MBeir, candidates: Candidates, task: Task, split: str, prompting: Prompting) -> Found:
+    """Read the queries of a task, their right answers and their instructions; nothing is found yet."""
     queries, qrels = benchmark.queries(task, split), benchmark.qrels(task, split)
     right = [qrels[query.qid] for query in queries]
     modalities = [candidates.modality(next(iter(answers))) for answers in right]
@@ -205,7 +205,7 @@ def encode_queries(
     split: str,
     batch_size: int,
 ) -> np.ndarray:
-    """Returns (Q, D) float16."""
+    """Encode the queries of a task into a store below ``folder``. Returns (Q, D) float16."""
     prompt = hashlib.sha256("\n".join(instructions).encode()).hexdigest()[:12]
     store = encode_store(
         encoder,
@@ -222,6 +222,7 @@ def encode_queries(
 
 @contextmanager
 def vectors_folder(vectors: Path | None) -> Iterator[Path]:
+    """The folder of the vector stores; a temporary one for None."""
     if vectors is not None:
         yield vectors
         return
