@@ -259,6 +259,12 @@ def test_evaluate_scores_a_run_file(umarvel, refused, evaluated, tmp_path):
     assert printed == Result.load(tmp_path / "scored").table() + "\n"
     task = next(task for task in Result.load(evaluated).tasks if task.name == "plain_task0")
     assert Result.load(tmp_path / "scored").tasks[0].rate("model", "local") == task.rate("model", "local")
+    umarvel(
+        "evaluate", "--run", evaluated / "runs/union/plain_task0.txt", "--qrels", qrels, "--out", tmp_path / "other"
+    )
+    assert "plain_task0" in umarvel("compare", tmp_path / "scored", tmp_path / "other")
+    told = refused("evaluate", "--run", run, "--qrels", qrels, "--out", evaluated)
+    assert "holds the evaluation of a model; name another --out" in told
     assert "give a model, or --run and --qrels" in refused("evaluate", "--run", run)
     assert "give a model, or --run and --qrels" in refused("evaluate")
     (tmp_path / "cut.txt").write_text(run.read_text()[:-9])
@@ -272,7 +278,10 @@ def test_evaluate_refuses_what_makes_no_sense(refused, capsys, checkpoint, bench
     assert "is not a folder" in refused(*command, "--data", tmp_path / "nothing")
     assert "no test queries for plain_task9; it has" in refused(*command, "--data", benchmark, "--tasks", "plain_task9")
     assert "give --rerank, too" in refused(*command, "--fusion", tmp_path / "fusion.json")
+    assert "give --rerank, too" in refused(*command, "--top", 9)
+    assert "leave --top out" in refused(*command, "--rerank", "r", "--top", 9, "--fusion", tmp_path / "fusion.json")
     assert "give --frontier, too" in refused(*command, "--pixels", 4096)
+    assert "--frontier measures both pools" in refused(*command, "--frontier", "--pools", "local")
     assert "memory is" in refused(*command, "--data", benchmark, "--memory", "1KB")
     with pytest.raises(SystemExit):
         main(["evaluate", "model", "--memory", "much"])

@@ -326,6 +326,13 @@ def write_line(**fields):
     return json.dumps({"img_path": None, "src_content": None, **fields}) + "\n"
 
 
+def test_the_union_alone_is_compared_with_its_baselines(result, root):
+    alone = evaluate_benchmark(ColourEncoder(), MBeir(root), pools=["union"])
+    assert alone.pools == ["union"]
+    assert alone.tasks[0].scores["BM25"]["union"] == result.tasks[0].scores["BM25"]["union"]
+    assert [one.queries for one in alone.types] == [6, 6, 6]
+
+
 def test_what_cannot_be_evaluated_is_refused(mbeir, root):
     folder, known = mbeir
     with pytest.raises(ValueError, match="suite is 'mbeir'; choose one of m-beir, emoji"):
@@ -336,6 +343,12 @@ def test_what_cannot_be_evaluated_is_refused(mbeir, root):
         evaluate_benchmark(known, MBeir(folder), suite="m-beir", tasks=["nights_task5"])
     with pytest.raises(ValueError, match=r"pools are \['global'\]; name one or both of local, union"):
         evaluate_benchmark(known, MBeir(folder), pools=["global"])
+    with pytest.raises(ValueError, match=r"No task is named; .* has visualnews_task0"):
+        evaluate_benchmark(known, MBeir(folder), suite="m-beir", tasks=[])
+    with pytest.raises(ValueError, match="memory is 9 bytes, but the queries alone take 384"):
+        evaluate_benchmark(known, MBeir(folder), tasks=["nights_task4"], memory=9)
+    with pytest.raises(ValueError, match="weight is nan, top is 5"):
+        Fusion(float("nan"), "val", 5, {}, {}, "none")
     with pytest.raises(ValueError, match="instructions is 'random'"):
         evaluate_benchmark(known, MBeir(folder), instructions="random")
     with pytest.raises(ValueError, match="reranker and fusion belong together"):
@@ -396,6 +409,10 @@ def test_a_result_survives_json(result, tmp_path):
     (tmp_path / "result.json").write_text('{"format": 1}')
     with pytest.raises(ValueError, match=r"result.json has format 1; this version reads 2"):
         Result.load(tmp_path)
+    for whole, broken in (('"types":', '"kinds":'), ("[1.0,", "[NaN,")):
+        (tmp_path / "result.json").write_text(result.as_json().replace(whole, broken, 1))
+        with pytest.raises(ValueError, match=r"result.json is no"):
+            Result.load(tmp_path)
     (tmp_path / "result.json").write_text("{")
     with pytest.raises(ValueError, match=r"result.json is not JSON"):
         Result.load(tmp_path)

@@ -386,3 +386,18 @@ def test_small_pictures_keep_their_bytes_and_large_ones_shrink(tmp_path):
     assert large.startswith("data:image/webp;base64,")
     assert len(large) < 1000 * PICTURE_MAX_PIXELS / 16
     assert picture(tmp_path / "none.png") == ""
+
+
+def test_the_spread_shows_every_task_of_every_data_set(result, tmp_path):
+    spread = {pool: [0.25, 0.75] for pool in result.pools}
+    tasks = [replace(task, by_prompt=spread) for task in result.tasks]
+    page = write_report(replace(result, tasks=tasks), None, tmp_path / "report.html").read_text(encoding="utf-8")
+    for task in tasks:
+        assert len(re.findall(rf'class="label"[^>]*>{task.dataset}: {task.type}<', page)) == 2
+
+
+def test_a_model_that_wins_every_query_alike_has_its_page(result, tmp_path):
+    comparison = replace(result.tasks[0].comparison, effect=None, first_score=1.0, second_score=0.0)
+    tasks = [replace(result.tasks[0], comparison=comparison), *result.tasks[1:]]
+    page = write_report(replace(result, tasks=tasks), None, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<td>+inf</td>" in page

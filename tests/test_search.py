@@ -1,5 +1,6 @@
 """The search over a store, and what fills one."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -225,8 +226,12 @@ def test_other_items_or_instructions_are_refused_and_a_folder_may_move(tmp_path,
         colour_store(folder, encoder, [*pictures[1:], pictures[0]], root=root)
     with pytest.raises(ValueError, match="shard 0, holds other vectors"):
         colour_store(folder, encoder, pictures, root=root, instructions="show")
+    shutil.copytree(root, tmp_path / "moved")
     moved = [{"image": tmp_path / "moved" / one["image"].name} for one in pictures]
     colour_store(folder, encoder, moved, root=tmp_path / "moved")
+    (tmp_path / "moved" / pictures[0]["image"].name).write_bytes(b"another picture")
+    with pytest.raises(ValueError, match="shard 0, holds other vectors"):
+        colour_store(folder, encoder, moved, root=tmp_path / "moved")
     assert encoder.calls == []
     with pytest.raises(ValueError, match="9 ids, 9 items and 2 instructions"):
         colour_store(folder, encoder, pictures, instructions=["a", "b"])

@@ -131,6 +131,15 @@ def test_comparisons_are_corrected_together():
     assert corrected([]) == []
 
 
+def test_less_of_the_wrong_modality_is_better():
+    much, little = np.full(30, 0.9), np.full(30, 0.1)
+    one = paired("a", "wrong_modality@10", "first", little, "second", much)
+    assert (one.verdict, one.wins, one.losses, one.effect_text) == ("no difference shown", 30, 0, "-inf")
+    assert corrected([one])[0].verdict == "better"
+    assert corrected([paired("a", "hit@5", "first", much, "second", little)])[0].verdict == "better"
+    assert paired("a", "hit@5", "first", much, "second", little).effect_text == "+inf"
+
+
 def test_holm_corrects_as_worked_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]

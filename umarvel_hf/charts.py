@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-WIDTH, LEFT, SPAN = 340, 8, 218  # of a chart; where bars start; how long the longest is
+WIDTH, LEFT, SPAN = 340, 8, 200  # of a chart; where bars start; how long the longest is
 AXIS_HEIGHT, LABEL_HEIGHT, LINE_HEIGHT, PLOT_HEIGHT = 22, 20, 15, 200
 STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # between ticks
 CIRCLE, SQUARE = "M-5,0a5,5 0 1 0 10,0a5,5 0 1 0 -10,0Z", "M-4.5,-4.5h9v9h-9Z"

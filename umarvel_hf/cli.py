@@ -4,6 +4,7 @@ import argparse
 import logging
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -104,14 +105,18 @@ def search(
 def evaluate(
     *, model: str | None, suite: str, data: Path | None, out: Path, tasks: list[str] | None, split: str,
     pools: list[str], instructions: Any, seed: int, gold_modality: bool, baselines: bool | None, rerank: str | None,
-    top: int, fusion: Path | None, run: Path | None, qrels: Path | None, frontier: bool, pixels: list[int] | None,
-    memory: int, batch_size: int, device: str | None, json: bool,
+    top: int | None, fusion: Path | None, run: Path | None, qrels: Path | None, frontier: bool,
+    pixels: list[int] | None, memory: int, batch_size: int, device: str | None, json: bool,
 ) -> None:  # fmt: skip
     """Measure how well a model retrieves: local and union pools, every metric, a report."""
     if (model is None) == (run is None) or (run is None) != (qrels is None):
         raise ValueError("give a model, or --run and --qrels to score a TREC run file; not both.")
-    if fusion is not None and rerank is None:
-        raise ValueError("--fusion is the weight of a re-ranker's answers; give --rerank, too.")
+    if rerank is None and (fusion or top):
+        raise ValueError("--fusion and --top belong to a re-ranker; give --rerank, too.")
+    if fusion and top:
+        raise ValueError(f"{fusion} says how many candidates are re-ranked; leave --top out.")
+    if frontier and (len(set(pools)) < 2 or instructions != "first" or not gold_modality):
+        raise ValueError("--frontier measures both pools, with the first prompt by the gold modality; leave those out.")
     if pixels is not None and not frontier:
         raise ValueError("--pixels are limits that --frontier tries; give --frontier, too.")
     from umarvel_hf.data import MBeir
@@ -126,6 +131,8 @@ def evaluate(
 
     if run is not None and qrels is not None:
         result = evaluate_run(run, qrels)
+        if (out / "vectors").exists():
+            raise ValueError(f"{out} holds the evaluation of a model; name another --out for the run file.")
         result.save(out / "result.json")
         print(result.as_json() if json else result.table())
         return
@@ -141,14 +148,21 @@ def evaluate(
     if rerank is not None:
         reranker = load_reranker(rerank)
         weight = (
-            Fusion.load(fusion) if fusion else fit_fusion(encoder, reranker, benchmark, top=top, name=rerank, **common)
+            Fusion.load(fusion)
+            if fusion
+            else fit_fusion(
+                encoder, reranker, benchmark, top=top or 50, name=rerank, gold_modality=gold_modality, **common
+            )
         )
     settings = {"model": str(model), "command": shlex.join(["umarvel", *sys.argv[1:]])}
+    shutil.rmtree(out / "runs", ignore_errors=True)  # of an earlier evaluation
     result = evaluate_benchmark(
         encoder, benchmark, split=split, pools=pools, instructions=instructions, seed=seed,
         gold_modality=gold_modality, baselines=baselines, reranker=reranker, fusion=weight, runs=out / "runs",
         settings=settings, **common,
     )  # fmt: skip
+    for stale in ("fusion.json", "frontier.json"):
+        (out / stale).unlink(missing_ok=True)
     if weight is not None:
         weight.save(out / "fusion.json")
     result.save(out / "result.json")
@@ -290,7 +304,7 @@ def _parser() -> argparse.ArgumentParser:
         help="chance, BM25 and pixel neighbours beside the model (default: on the embedded benchmark only)",
     )  # fmt: skip
     verb.add_argument("--rerank", metavar="MODEL", help="a CrossEncoder that judges the best candidates anew")
-    verb.add_argument("--top", type=int, default=50, help="how many of them (default: %(default)s)")
+    verb.add_argument("--top", type=int, help="how many of them (default: 50, or as in --fusion)")
     verb.add_argument("--fusion", type=Path, help="fusion.json of an earlier run (default: fitted on the val split)")
     verb.add_argument("--run", type=Path, help="score this TREC run file in place of a model; needs --qrels")
     verb.add_argument("--qrels", type=Path, help="TREC qrels of --run")

@@ -30,6 +30,8 @@ class FlatIndex:
     """
 
     def __init__(self, dimension: int) -> None:
+        if dimension < 1:
+            raise ValueError(f"dimension is {dimension}; it must be at least 1.")
         self._index: faiss.Index = faiss.IndexFlatIP(dimension)
         self._ids: list[str] = []
         self._known: set[str] = set()

@@ -116,8 +116,9 @@ def interval(task: TaskResult, system: str, pool: str, metric: str) -> tuple[flo
     return bootstrap_interval(np.array(task.scores[system][pool].values[metric]))
 
 
-def _label(result: Result, task: TaskResult) -> str:
-    name = f"{task.dataset}: {task.type}" if result.suite == "m-beir" else task.type
+def _label(result: Result, task: TaskResult, *, alone: bool = False) -> str:
+    """What names a task among those of its group, or ``alone``."""
+    name = f"{task.dataset}: {task.type}" if alone or result.suite == "m-beir" else task.type
     return name if task.metric == "hit@5" else f"{name}, {results.short_metric(task.metric)}"
 
 
@@ -165,7 +166,8 @@ def _prompt_charts(result: Result) -> dict[str, Markup]:
     """By pool, how far each prompt is from the mean of its task; empty where one prompt was used."""
     drawn = {}
     for pool in result.pools:
-        spread = {_label(result, task): task.by_prompt[pool] for task in result.tasks if pool in task.by_prompt}
+        tasks = [task for task in result.tasks if pool in task.by_prompt]
+        spread = {_label(result, task, alone=True): task.by_prompt[pool] for task in tasks}
         if spread:
             rows = {label: _deviations(scores) for label, scores in spread.items()}
             axis = charts.axis_over([mark.value for marks in rows.values() for mark in marks])

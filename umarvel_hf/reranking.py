@@ -49,6 +49,10 @@ class Fusion:
     curve: dict[str, float]
     reranker: str
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < float("inf") or self.top < 1:
+            raise ValueError(f"weight is {self.weight}, top is {self.top}; give a finite weight from 0 and top from 1.")
+
     def refuse_fitted_on(self, split: str, qids: Mapping[str, Sequence[str]]) -> None:
         """Raise ValueError where the weight was fitted on what it is to be judged by."""
         if self.split == split:

@@ -158,7 +158,9 @@ def inputs_digest(
     *,
     root: Path | None = None,
 ) -> str:
-    """A checksum over ids, instructions and items, in which paths count from ``root``."""
+    """A checksum over ids, instructions and items. Files count by their path from ``root`` and their size: reading them
+    all would take as long as encoding some.
+    """
     checksum = hashlib.sha256()
     for one, item, instruction in zip(ids, items, instructions or [None] * len(items), strict=True):
         record = [one.decode() if isinstance(one, bytes) else one, instruction, item]
@@ -283,9 +285,10 @@ def product_error(dimension: int) -> float:
 
 
 def _content(value: Any, root: Path | None) -> Any:
-    """What JSON cannot hold: a path counts by its name, a picture or an array by its pixels."""
+    """What JSON cannot hold: a file counts by its path and size, a picture or an array by its pixels."""
     if isinstance(value, Path):
-        return {"path": (value.relative_to(root) if root and value.is_relative_to(root) else value).as_posix()}
+        path = value.relative_to(root) if root and value.is_relative_to(root) else value
+        return {"path": path.as_posix(), "bytes": value.stat().st_size if value.is_file() else None}
     array = np.asarray(value.convert("RGBA") if hasattr(value, "convert") else value)
     if array.dtype == object:
         raise TypeError(f"items cannot hold a {type(value).__name__}; give text, paths, pictures, arrays or chats.")

@@ -149,7 +149,8 @@ def _refuse_contradictions(
 def evaluate_run(run: str | Path, qrels: str | Path) -> Result:
     """Measure a TREC run file, of whatever system, against a TREC qrels file.
 
-    Every query of the qrels counts: one that the run lacks has found nothing.
+    Every query of the qrels counts: one that the run lacks has found nothing. What the pool was, the files do not say;
+    its size is given as the number of right answers.
 
     Raises:
         ValueError: A bad line, or a query of the run that the qrels do not know.
@@ -169,7 +170,7 @@ def evaluate_run(run: str | Path, qrels: str | Path) -> Result:
         task_id=None,
         metric="hit@5",
         qids=list(right),
-        pool_sizes={"local": len({did for dids in lists for did in dids})},
+        pool_sizes={"local": len({did for dids in right.values() for did in dids})},
         scores={MODEL: {"local": PoolScore({name: one.round(6).tolist() for name, one in values.items()})}},
         top={"local": [dids[:10] for dids in lists]},
     )

@@ -185,9 +185,8 @@ def _cells(one: Comparison) -> list[str]:
     scores = [f"{100 * score:.1f}" for score in (one.first_score, one.second_score)]
     counts = [str(one.wins), str(one.losses)]
     verdict = f"{one.verdict}, p {one.p_holm:.4f}"
-    effect = "inf" if one.effect is None else f"{one.effect:+.2f}"
     metric = short_metric(one.metric)
-    return [one.name, metric, f"{one.queries:,}", *scores, *_points(one), effect, *counts, verdict]
+    return [one.name, metric, f"{one.queries:,}", *scores, *_points(one), one.effect_text, *counts, verdict]
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -68,8 +68,8 @@ def measure(judged: Judged, names: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 def ranked_ids(scores: Mapping[str, float]) -> list[str]:
-    """Ids by score, highest first; scores that agree in six decimals tie, and ties go by id, descending."""
-    return sorted(scores, key=lambda did: (round(float(scores[did]), 6), did), reverse=True)
+    """Ids by score in single precision, highest first; ties go by id, descending. All of it as trec_eval does."""
+    return sorted(scores, key=lambda did: (np.float32(scores[did]), did), reverse=True)
 
 
 def _values(judged: Judged, kind: str, k: int | None) -> np.ndarray:

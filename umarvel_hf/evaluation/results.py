@@ -65,7 +65,7 @@ class TaskResult:
         scores: By system, by pool.
         top: By pool, the first ten dids that the model found for every query.
         by_prompt: By pool, the model's mean of ``metric`` with each prompt; empty where one prompt was used.
-        comparison: The model against the best baseline on the local pool; None without baselines.
+        comparison: The model against the best baseline on the first pool; None without baselines.
     """
 
     dataset: str
@@ -169,14 +169,19 @@ class Result:
         """Read what :meth:`save` wrote; a folder stands for its ``result.json``."""
         path = Path(path) / "result.json" if Path(path).is_dir() else Path(path)
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
+            saved = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}). Pass the result.json of an evaluation.") from error
         found = saved.pop("format", None) if isinstance(saved, dict) else None
         if found != FORMAT:
             raise ValueError(f"{path} has format {found!r}; this version reads {FORMAT}. Evaluate again.")
-        types = [Comparison(**one) for one in saved["types"]]
-        return cls(**saved | {"tasks": [_task(task) for task in saved["tasks"]], "types": types})
+        try:
+            types = [Comparison(**one) for one in saved["types"]]
+            result = cls(**saved | {"tasks": [_task(task) for task in saved["tasks"]], "types": types})
+            result.mean(next(iter(result.groups)), MODEL, result.pools[0])
+        except (KeyError, TypeError, IndexError, StopIteration) as error:
+            raise ValueError(f"{path} is no whole result ({error!r}). Evaluate again.") from error
+        return result
 
     def table(self) -> str:
         """All tasks as aligned plain text, in percent, misses included."""
@@ -208,12 +213,13 @@ def against_best(name: str, metric: str, values: dict[str, np.ndarray]) -> Compa
 
 
 def compare_types(tasks: Sequence[TaskResult]) -> list[Comparison]:
-    """One comparison per task type, over the queries of all data sets, on local pools."""
+    """One comparison per task type, over the queries of all data sets, on the first pool."""
     comparisons = []
+    pool = next(iter(tasks[0].pool_sizes))
     for task_id in sorted({task.task_id for task in tasks if task.task_id is not None}):
         same = [task for task in tasks if task.task_id == task_id]
         values = {
-            system: np.concatenate([task.scores[system]["local"].values[task.metric] for task in same])
+            system: np.concatenate([task.scores[system][pool].values[task.metric] for task in same])
             for system in same[0].systems
         }
         comparisons.append(against_best(TASK_TYPES[task_id], same[0].metric, values))
@@ -288,3 +294,7 @@ def _task(saved: dict[str, Any]) -> TaskResult:
     }
     comparison = Comparison(**saved["comparison"]) if saved["comparison"] else None
     return TaskResult(**saved | {"scores": scores, "comparison": comparison})
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}")

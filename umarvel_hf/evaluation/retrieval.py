@@ -129,6 +129,8 @@ def choose_tasks(benchmark: MBeir, suite: str, names: Sequence[str] | None, spli
             )
     if names is None:
         return there
+    if not names:
+        raise ValueError(f"No task is named; {benchmark.root} has {', '.join(task.name for task in there)}.")
     if unknown := sorted(set(names) - {task.name for task in there}):
         raise ValueError(
             f"{benchmark.root} has no {split} queries for {', '.join(unknown)}; it has "
@@ -174,6 +176,8 @@ def retrieve_all(
                 searches[f"{asked.task.name} {number}"] = Search(queries, {pool: at[pool] for pool in pools})
         asked_at = time.perf_counter()
         taken = sum(search.queries.nbytes for search in searches.values())
+        if memory <= taken:
+            raise ValueError(f"memory is {memory:,} bytes, but the queries alone take {taken:,}. Allow more.")
         rankings = search_store(store, searches, k=DEPTH, memory=memory - taken)
     for asked in found:
         asked.rankings.extend(rankings[f"{asked.task.name} {number}"] for number in range(len(asked.instructions)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 LEVEL = 0.05
+LOWER_IS_BETTER = ("wrong_modality@10",)
 BLOCK = 2**20  # random numbers held at once
 FEW = 256  # up to so many distinct values are resampled by their counts
 
@@ -50,7 +51,12 @@ class Comparison:
         shown``."""
         if self.p_holm >= LEVEL:
             return "no difference shown"
-        return "better" if self.difference > 0 else "worse"
+        return "better" if (self.difference > 0) != (self.metric in LOWER_IS_BETTER) else "worse"
+
+    @property
+    def effect_text(self) -> str:
+        """The effect with its sign; infinite where all differences are the same."""
+        return f"{self.difference:+.0f}"[0] + "inf" if self.effect is None else f"{self.effect:+.2f}"
 
 
 def paired(
@@ -64,6 +70,7 @@ def paired(
     p_value = paired_randomisation(first_values, second_values)
     difference = first_values.astype(np.float64) - second_values.astype(np.float64)
     low, high = bootstrap_interval(difference)
+    gains = -difference if metric in LOWER_IS_BETTER else difference
     return Comparison(
         name=name,
         metric=metric,
@@ -75,8 +82,8 @@ def paired(
         low=low,
         high=high,
         effect=effect_size(difference),
-        wins=int((difference > 0).sum()),
-        losses=int((difference < 0).sum()),
+        wins=int((gains > 0).sum()),
+        losses=int((gains < 0).sum()),
         p_value=p_value,
     )
 

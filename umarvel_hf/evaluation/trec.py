@@ -77,7 +77,7 @@ def _run_lines(
         for did, value in zip(found, values, strict=True):
             if not math.isfinite(value):
                 raise ValueError(f"Query {qid!r}: score {value} of {did!r} is not finite. Leave the answer out.")
-            _add(answers, did, float(value), f"Query {qid!r}")
+            _add(answers, did, round(float(value), 6), f"Query {qid!r}")
         start = f"{_column(qid)} Q0"
         for rank, did in enumerate(ranked_ids(answers), start=1):
             yield f"{start} {_column(did)} {rank} {answers[did]:.6f} {end}"
