@@ -123,6 +123,16 @@ def overlap(root: Path) -> None:
     append(root / DARK, lines(root / CAPTIONS)[5])
 
 
+def number_nine(root: Path) -> None:
+    """The shades become a task that M-BEIR does not have; nothing validates it."""
+    for path in (*root.glob("query/val/*"), *root.glob("qrels/val/*")):
+        path.unlink()
+    for path in root.glob("*/*/*dark_task4*"):
+        path.rename(path.with_name(path.name.replace("task4", "task9")))
+    for at in range(6):
+        change(root / SHADES.replace("task4", "task9"), at, task_id=9)
+
+
 PLANTED = {
     "a cut line": (
         lambda root: append(root / QUERIES, '{"qid": "1:9", "query_t'),
@@ -131,6 +141,22 @@ PLANTED = {
     "a did that is a number": (
         lambda root: append(root / POOL, '{"did": 9, "txt": "a", "img_path": null, "modality": "text"}'),
         ("unreadable line", f"{POOL}:7", "9 has did 9"),
+    ),
+    "a text that is not Unicode": (
+        lambda root: append(root / POOL, '{"did": "1:9", "txt": "a\\ud800", "img_path": null, "modality": "text"}'),
+        ("unreadable line", f"{POOL}:7", "'1:9' has txt 'a\\ud800'"),
+    ),
+    "a task that does not exist": (
+        number_nine,
+        ("unknown task", SHADES.replace("task4", "task9"), "task id 9; there are 0 to 8"),
+    ),
+    "a query of another task": (
+        lambda root: change(root / QUERIES, 2, task_id=3),
+        ("wrong task id", f"{QUERIES}:3", "1:2 says 3"),
+    ),
+    "an answer judged twice": (
+        lambda root: append(root / QRELS, "1:2\t0 1:2 1 0"),
+        ("repeated judgement", f"{QRELS}:7", "1:2: 1:2"),
     ),
     "negatives that are no list": (
         lambda root: append(root / QUERIES, lines(root / QUERIES)[0].replace("[]", '"1:2"')),
@@ -225,6 +251,10 @@ NOTES = {
         lambda root: (root / TRAIN_POOL).unlink(),
         ("no union pool", "cand_pool/global", "mbeir_union_train_cand_pool.jsonl"),
     ),
+    "qrels without queries": (
+        lambda root: shutil.copy(root / QRELS, root / "qrels/val/mbeir_plain_task0_val_qrels.txt"),
+        ("file without queries", "qrels/val/mbeir_plain_task0_val_qrels.txt", "no query file"),
+    ),
     "a picture to start from in its pool": (
         start_from_a_wrong_answer,
         ("query image in pool", f"{SHADES}:1", "2:0: 2:2"),
@@ -271,16 +301,20 @@ def test_many_problems_are_found_in_one_go_and_five_examples_shown(root):
         ("missing file", POOL.replace("task0", "task6")),
         ("unreadable line", f"{INSTRUCTIONS}:2"),
         ("missing image", f"{POOL}:2"),
+        ("wrong task id", f"{PICTURES.replace('task3', 'task1')}:1"),
         ("dangling negative", f"{QUERIES}:1"),
         ("missing instruction", INSTRUCTIONS),
         ("no union pool", "cand_pool/global"),
+        ("file without queries", CAPTIONS),
+        ("file without queries", POOL.replace("task0", "task6")),
+        ("file without queries", QRELS.replace("task0", "task3")),
     ]
-    dangling = result.findings[4]
+    dangling = result.findings[5]
     assert dangling.count == 6
     assert dangling.examples == tuple(f"1:{at}: 1:77" for at in range(5))
     assert not result.sound
     written = json.loads(result.as_json())
-    assert written["sound"] is False and written["findings"][4] == asdict(dangling) | {
+    assert written["sound"] is False and written["findings"][5] == asdict(dangling) | {
         "examples": list(dangling.examples)
     }
 

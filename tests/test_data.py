@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from colours import write_benchmark, write_lines
-from umarvel_hf.data import CANDIDATE_MODALITY, MODALITIES, Candidate, MBeir, Query, Task
+from umarvel_hf.data import CANDIDATE_MODALITY, MODALITIES, Candidate, MBeir, Pool, Query, Task
 from umarvel_hf.records import Ids, format_query, format_string, id_array
 
 PLAIN = Task("plain", 0)
@@ -147,10 +147,29 @@ def test_a_pool_is_a_mapping_in_the_order_of_its_file(root):
         pool.at([-1])
 
 
-def test_an_empty_pool_holds_nothing(root):
-    (root / POOL).write_text("")
-    pool = MBeir(root).pool(PLAIN)
-    assert list(pool.values()) == [] and "1:0" not in pool and len(pool.dids) == 0
+def test_an_empty_pool_is_refused(root):
+    (root / POOL).write_text("\n")
+    with pytest.raises(ValueError, match=r"plain_task0_cand_pool.jsonl has no candidates"):
+        MBeir(root).pool(PLAIN)
+
+
+def test_digests_tell_candidates_apart_by_what_the_file_says_of_them(tmp_path):
+    changes = [
+        {},
+        {"txt": "b"},
+        {"txt": "a."},
+        {"img_path": "a"},
+        {"modality": "image"},
+        {"txt": None, "img_path": "a"},
+    ]
+    changes += [{"img_path": ""}, {"src": "elsewhere"}]  # as the first
+    write_lines(
+        tmp_path / "pool", [json.dumps(WHOLE | fields | {"did": f"1:{at}"}) for at, fields in enumerate(changes)]
+    )
+    pool = Pool(tmp_path / "pool", tmp_path)
+    assert pool.digests.dtype == np.uint64 and pool.digests.shape == (8,) and len({*pool.digests[:6].tolist()}) == 6
+    assert (pool.digests[6:] == pool.digests[0]).all()
+    assert pool.subset(np.array([3, 1])).digests.tolist() == pool.digests[[3, 1]].tolist()
 
 
 def test_ids_are_found_as_by_a_dict():
@@ -231,14 +250,20 @@ WHOLE = {"did": "1:9", "txt": "a", "img_path": None, "modality": "text"}
         (POOL, json.dumps(WHOLE | {"did": "1:0"}), r"cand_pool.jsonl:7: did '1:0' stands on an earlier line"),
         (POOL, json.dumps(WHOLE | {"modality": "sound"}), r"cand_pool.jsonl:7: '1:9' has modality 'sound'"),
         (POOL, json.dumps(WHOLE | {"txt": ' "" '}), r"cand_pool.jsonl:7: '1:9' has neither text nor image"),
-        (POOL, json.dumps(WHOLE | {"did": None}), r"cand_pool.jsonl:7: None has did None, not a string without"),
-        (POOL, json.dumps(WHOLE | {"did": 9}), r"cand_pool.jsonl:7: 9 has did 9, not a string without spaces"),
+        (POOL, json.dumps(WHOLE | {"did": None}), r"cand_pool.jsonl:7: None has did None, not a string of"),
+        (POOL, json.dumps(WHOLE | {"did": 9}), r"cand_pool.jsonl:7: 9 has did 9, not a string of printable"),
         (POOL, json.dumps(WHOLE | {"did": "1: 9"}), r"cand_pool.jsonl:7: '1: 9' has did '1: 9', not a string"),
         (POOL, json.dumps(WHOLE | {"txt": ["a"]}), r"cand_pool.jsonl:7: '1:9' has txt \['a'\], not a string or null"),
         (POOL, json.dumps(WHOLE | {"modality": None}), r"cand_pool.jsonl:7: '1:9' has modality None, not one of"),
+        (POOL, json.dumps(WHOLE | {"txt": "a\ud800"}), r"cand_pool.jsonl:7: '1:9' has txt 'a\\ud800', not .* as UTF-8"),
+        (
+            POOL,
+            json.dumps(WHOLE | {"did": "1:\u200d9"}),
+            r"cand_pool.jsonl:7: .*, not .*printable characters without sp",
+        ),
         (QUERIES, '{"qid": "1:9"}', r"test.jsonl:7: the record lacks query_txt"),
         (QUERIES, '{"qid": "1:9", "que', r"test.jsonl:7: not JSON .* Is the file cut short"),
-        (QUERIES, json.dumps(ASKED | {"qid": None}), r"test.jsonl:7: None has qid None, not a string without spaces"),
+        (QUERIES, json.dumps(ASKED | {"qid": None}), r"test.jsonl:7: None has qid None, not a string of printable"),
         (QUERIES, json.dumps(ASKED | {"pos_cand_list": None}), r"test.jsonl:7: '1:9' has pos_cand_list None, not a"),
         (QUERIES, json.dumps(ASKED | {"pos_cand_list": "1:0"}), r"test.jsonl:7: '1:9' has pos_cand_list '1:0', not a"),
         (QUERIES, json.dumps(ASKED | {"pos_cand_list": [10]}), r"test.jsonl:7: '1:9' has pos_cand_list \[10\], not a"),
@@ -247,6 +272,7 @@ WHOLE = {"did": "1:9", "txt": "a", "img_path": None, "modality": "text"}
         (QRELS, "1:0 0 1:1 1", r"test_qrels.txt:7: '1:0 0 1:1 1' is not of the form"),
         (QRELS, "1:0 0 1:1 high 0", r"test_qrels.txt:7: .* is not of the form"),
         (QRELS, "1:0 0 1:77 1 0", r"test_qrels.txt:7: answer '1:77' of query '1:0' is not among the 6 candidates"),
+        (QRELS, "1:2 0 1:2 0 0", r"test_qrels.txt:7: answer '1:2' of query '1:2' has relevance 0 here and 1 on an"),
         (QRELS, "1:77 0 1:0 1 0", r"test_qrels.txt:7: query '1:77' is not among the 6 of plain_task0"),
         (INSTRUCTIONS, "text\timage\tplain\t8", r"instructions.tsv:5: 4 tab-separated columns"),
         (INSTRUCTIONS, "text\timage\tplain\t8\t \t", r"instructions.tsv:5: 6 tab-separated columns"),
@@ -270,6 +296,16 @@ def test_a_line_cut_inside_a_letter_is_named(root, file):
     data = MBeir(root)
     read = {POOL: data.pool, QUERIES: data.queries, QRELS: data.qrels, INSTRUCTIONS: lambda _: data.instructions}
     with pytest.raises(ValueError, match=rf"{Path(file).name}:{number}: not UTF-8"):
+        read[file](PLAIN)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("file", [POOL, QUERIES, QRELS])
+def test_a_byte_order_mark_is_named(root, file, encoding):
+    (root / file).write_text((root / file).read_text(), encoding=encoding)
+    data = MBeir(root)
+    read = {POOL: data.pool, QUERIES: data.queries, QRELS: data.qrels}
+    with pytest.raises(ValueError, match=rf"{Path(file).name}:1: the file starts with a byte order mark; save it as"):
         read[file](PLAIN)
 
 

@@ -453,7 +453,13 @@ def test_one_did_for_two_candidates_is_refused(tmp_path):
     root = write_benchmark(tmp_path)
     pool = root / "cand_pool/local/mbeir_dark_task4_cand_pool.jsonl"
     pool.write_text(pool.read_text() + write_line(did="1:0", txt="another", modality="text"))
-    with pytest.raises(ValueError, match=r"did '1:0' is .* in .*plain_task0_cand_pool.jsonl"):
+    with pytest.raises(ValueError, match=r"did '1:0' is .*Another.* in .*dark_task4_cand_pool.jsonl and"):
+        evaluate_benchmark(ColourEncoder(), MBeir(root))
+    root = write_benchmark(tmp_path / "other")
+    union = root / "cand_pool/global/mbeir_union_test_cand_pool.jsonl"
+    union.write_text(union.read_text().replace("a red square", "a crimson square"))
+    told = r"'1:10' is .*red.* in .*plain_task3_cand_pool.jsonl and .*crimson.* in .*union_test"
+    with pytest.raises(ValueError, match=told):
         evaluate_benchmark(ColourEncoder(), MBeir(root))
 
 

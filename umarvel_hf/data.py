@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Val
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -79,8 +80,8 @@ class Candidate:
 class Pool(Mapping[str, Candidate]):
     """Candidates by did, in the order of their file, read from it when they are asked for.
 
-    Opening reads the file through once and checks every line. Kept are ids, offsets and modalities: some 50 bytes a
-    candidate. A file that has changed since is refused when a candidate is read from it.
+    Opening reads the file through once and checks every line. Kept are ids, offsets, modalities and digests: some 60
+    bytes a candidate. A file that has changed since is refused when a candidate is read from it.
 
     Args:
         path: A candidate pool of M-BEIR's layout.
@@ -89,16 +90,21 @@ class Pool(Mapping[str, Candidate]):
     Attributes:
         dids: (N,) numpy bytes.
         modalities: (N,) int8, index into ``MODALITIES``.
+        digests: (N,) uint64, of text and image path as the file has them (null as "") and modality: two candidates
+            of one digest are alike.
 
     Raises:
-        ValueError: A line is no candidate, or its did stands on an earlier line too; file, line and did are named.
+        ValueError: There is no candidate, a line is none, or its did stands on an earlier line too; file, line and did
+            are named.
     """
 
     def __init__(self, path: Path, root: Path) -> None:
         self.path, self._root = path, root
-        offsets, modalities = array("q"), array("b")
-        self.dids = id_array(self._scan(offsets, modalities))
-        self.modalities, self._offsets = np.array(modalities), np.array(offsets)
+        offsets, modalities, digests = array("q"), array("b"), array("Q")
+        self.dids = id_array(self._scan(offsets, modalities, digests))
+        if not len(self.dids):
+            raise ValueError(f"{path} has no candidates. Copy it again or remove it.")
+        self.modalities, self.digests, self._offsets = np.array(modalities), np.array(digests), np.array(offsets)
         self._ids = Ids(self.dids)
         if len(repeated := self._ids.repeated()):
             number = next(number for number, offset, _ in lines_of(path) if offset == self._offsets[repeated[0]])
@@ -136,15 +142,18 @@ class Pool(Mapping[str, Candidate]):
         """A pool of the candidates at these positions alone, in this order, read from the same file."""
         part = copy(self)
         part.dids, part.modalities = self.dids[positions], self.modalities[positions]
+        part.digests = self.digests[positions]
         part._offsets, part._ids = self._offsets[positions], Ids(self.dids[positions])
         return part
 
-    def _scan(self, offsets: "array[int]", modalities: "array[int]") -> Iterator[str]:
+    def _scan(self, offsets: "array[int]", modalities: "array[int]", digests: "array[int]") -> Iterator[str]:
         for number, offset, line in lines_of(self.path):
             record = record_of(self.path, number, line, CANDIDATE_FIELDS)
             check_content(self.path, number, record["did"], record["txt"], record["img_path"])
             offsets.append(offset)
             modalities.append(MODALITIES.index(record["modality"]))
+            content = "\0".join((record["modality"], record["img_path"] or "", record["txt"] or ""))
+            digests.append(int.from_bytes(blake2b(content.encode(), digest_size=8).digest()))
             yield record["did"]
 
     def _read(self, file: BinaryIO, position: int) -> Candidate:
@@ -314,6 +323,7 @@ class MBeir:
         queries = {query.qid for query in self.queries(task, split)}
         pool = self.pool(task, split)
         right: dict[str, dict[str, int]] = {}
+        judged: dict[tuple[str, str], int] = {}
         for number, _, line in lines_of(path):
             qid, did, relevance = judgement_of(path, number, line)
             if qid not in queries:
@@ -324,6 +334,11 @@ class MBeir:
                 raise ValueError(
                     f"{path}:{number}: answer {did!r} of query {qid!r} is not among the {len(pool):,} candidates of "
                     f"{task.name}'s local pool. Use the qrels that were written for this pool."
+                )
+            if (first := judged.setdefault((qid, did), relevance)) != relevance:
+                raise ValueError(
+                    f"{path}:{number}: answer {did!r} of query {qid!r} has relevance {relevance} here and {first} on "
+                    "an earlier line. Remove one of them."
                 )
             if relevance > 0:
                 right.setdefault(qid, {})[did] = relevance

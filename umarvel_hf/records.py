@@ -1,5 +1,6 @@
 """The lines of M-BEIR's files, each parsed and checked by itself; an error names file, line and id."""
 
+import codecs
 import json
 import re
 import reprlib
@@ -19,13 +20,18 @@ def is_id(value: Any) -> bool:
     return isinstance(value, str) and value != "" and " " not in value and value.isprintable()
 
 
+def is_text(value: Any) -> bool:
+    """Whether this can be a text or a path: null, or a string without the lone surrogates that JSON can escape."""
+    return value is None or (isinstance(value, str) and not re.search("[\ud800-\udfff]", value))
+
+
 def are_ids(value: Any) -> bool:
     """Whether this can be a list of positives or negatives."""
     return isinstance(value, list) and all(map(is_id, value))
 
 
-_ID = (is_id, "a string without spaces")
-_TEXT = (lambda value: value is None or isinstance(value, str), "a string or null")
+_ID = (is_id, "a string of printable characters without spaces")
+_TEXT = (is_text, "a string or null that can be written as UTF-8")
 _MODALITY = (lambda value: isinstance(value, str) and value in MODALITIES, f"one of {MODALITIES}")
 CANDIDATE_FIELDS: Fields = {"did": _ID, "txt": _TEXT, "img_path": _TEXT, "modality": _MODALITY}
 QUERY_FIELDS: Fields = {
@@ -33,7 +39,7 @@ QUERY_FIELDS: Fields = {
     "query_txt": _TEXT,
     "query_img_path": _TEXT,
     "query_modality": _MODALITY,
-    "pos_cand_list": (are_ids, "a list of dids"),
+    "pos_cand_list": (are_ids, "a list of dids: strings of printable characters without spaces"),
     "task_id": (lambda value: type(value) is int, "a number"),
 }
 
@@ -113,7 +119,9 @@ def check_content(path: Path, number: int, name: str, text: str | None, image: s
 
 
 def decoded(path: Path, number: int, line: bytes) -> str:
-    """The text of a line; one that is not UTF-8 is refused."""
+    """The text of a line; one that is not UTF-8, or starts with a byte order mark, is refused."""
+    if line.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and number == 1:
+        raise ValueError(f"{path}:{number}: the file starts with a byte order mark; save it as UTF-8 without one.")
     try:
         return line.decode()
     except UnicodeDecodeError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from umarvel_hf.data import TASK_TYPES
 from umarvel_hf.evaluation.audit_reader import INSTRUCTIONS, KINDS, LISTS, File, Finding, Reader
 from umarvel_hf.records import CANDIDATE_FIELDS, MODALITIES, QUERY_FIELDS, id_array, judgement_of
 
@@ -70,12 +71,13 @@ class _Auditor(Reader):
         self.read_prompts()
         local = self.read("cand_pool/local", r"(.+?)(?:_(train|val|test))?_cand_pool", CANDIDATE_FIELDS)
         unions = self.read("cand_pool/global", r"(union)_(train|val|test)_cand_pool", CANDIDATE_FIELDS)
-        asked = self.read("query/val", r"(.+_task\d)_(val)", QUERY_FIELDS)
-        asked += self.read("query/test", r"(.+_task\d)_(test)", QUERY_FIELDS)
+        asked = self.read("query/val", r"(.+_task\d+)_(val)", QUERY_FIELDS)
+        asked += self.read("query/test", r"(.+_task\d+)_(test)", QUERY_FIELDS)
         taught = self.read("query/train", r"(.+)_(train)", QUERY_FIELDS)
         taught += self.read("query/union_train", r"(union)_up_(train)", QUERY_FIELDS)
         if not asked + taught:
             self.found("missing file", self.root / "query", ["no query file of M-BEIR's layout"])
+        self.check_names(asked, local)
         self.check_pools(local, unions)
         union = {pool.split: pool for pool in unions}
         for split in sorted({queries.split for queries in asked + taught} & {"train", "test"} - union.keys()):
@@ -94,6 +96,20 @@ class _Auditor(Reader):
         counts = {name: sum(len(file.ids) for file in files) for name, files in read.items()}
         findings = sorted(self.findings.values(), key=lambda one: (list(KINDS).index(one.kind), one.where))
         return Audit(str(self.root), counts | {"images": len(self.images)}, tuple(findings))
+
+    def check_names(self, asked: Sequence[File], local: Sequence[File]) -> None:
+        """The tasks are M-BEIR's, and each local pool and qrels file belongs to one; a pool may be of one split."""
+        for queries in asked:
+            if (task_id := int(queries.name.rpartition("_task")[2])) not in TASK_TYPES:
+                known = f"{min(TASK_TYPES)} to {max(TASK_TYPES)}"
+                self.found("unknown task", queries.path, [f"task id {task_id}; there are {known}"])
+        names = {queries.name for queries in asked}
+        left = [pool.path for pool in local if pool.name not in names]
+        named = {f"mbeir_{queries.name}_{queries.split}_qrels.txt" for queries in asked}
+        for split in ("val", "test"):
+            left += [path for path in sorted((self.root / "qrels" / split).glob("*.txt")) if path.name not in named]
+        for path in left:
+            self.found("file without queries", path, ["no query file names its task"])
 
     def check_pools(self, local: Sequence[File], unions: Sequence[File]) -> None:
         """One did names one candidate, and a union holds what its local pools hold."""
@@ -172,10 +188,17 @@ class _Auditor(Reader):
         owners = queries.find.positions(id_array(qid for _, (qid, _, _) in lines))
         places = pool.find.positions(id_array(did for _, (_, did, _) in lines))
         unplaced = (owners >= 0) & (places < 0)
-        for kind, lost in (("judged query missing", owners < 0), ("judged candidate missing", unplaced)):
-            if lost.any():
-                texts = (f"{lines[at][1][0]}: {lines[at][1][1]}" for at in np.flatnonzero(lost))
-                self.found(kind, path, texts, lines[int(lost.argmax())][0], int(lost.sum()))
+        first: dict[tuple[str, str], int] = {}
+        again = np.array([first.setdefault(one[:2], at) != at for at, (_, one) in enumerate(lines)], dtype=bool)
+        kinds = {
+            "judged query missing": owners < 0,
+            "judged candidate missing": unplaced,
+            "repeated judgement": again,
+        }
+        for kind, those in kinds.items():
+            if those.any():
+                texts = (f"{lines[at][1][0]}: {lines[at][1][1]}" for at in np.flatnonzero(those))
+                self.found(kind, path, texts, lines[int(those.argmax())][0], int(those.sum()))
         right = (owners >= 0) & np.array([relevance > 0 for _, (_, _, relevance) in lines], dtype=bool)
         return owners[right], places[right], owners[unplaced]
 

@@ -39,6 +39,8 @@ DEFECTS = {
     "missing image": "The item cannot be encoded: unpack the images again or remove its lines.",
     "unreadable image": "Pillow cannot decode it: copy it again or remove its lines.",
     "empty text": "The modality promises a text and there is none: mend the modality or remove the line.",
+    "unknown task": "M-BEIR has no such task id, and its readers refuse the folder: rename or remove the file.",
+    "wrong task id": "The task_id is not that of the file's name: find out which holds.",
     "wrong modality": "The modality is not that of the content; it chooses the instruction: mend it.",
     "repeated id": "One id stands on two lines of a file: remove one of them.",
     "qid of two queries": "Repeated training rows must be alike: give one of them another qid.",
@@ -47,6 +49,7 @@ DEFECTS = {
     "dangling negative": "No pool of the split holds this did: use the pools these queries were written for.",
     "judged query missing": "The qrels name a query that is not asked: use the qrels of these queries.",
     "judged candidate missing": "The answer is not in the task's pool: use the qrels of this pool.",
+    "repeated judgement": "Two lines judge one answer to one query; readers refuse them if they differ: remove one.",
     "no right answer": "No system can answer it: complete the qrels or remove the query.",
     "qrels contradict positives": "qrels and pos_cand_list name different right answers: find out which hold.",
     "missing instruction": "Queries of these modalities have no prompt: add a line to the instructions.",
@@ -58,6 +61,7 @@ DEFECTS = {
 }
 NOTES = {
     "no union pool": "Only local pools can be evaluated, and nothing trained, without it.",
+    "file without queries": "No query file of its task is there: something left over, or queries that are missing.",
     "query image in pool": "The picture a query starts from is a wrong answer of its pool, as CIRR wants it.",
     "overlapping pools": "One candidate stands in several local pools; the union has it once.",
     "test query in training": "The same content is asked in training and in the test.",
@@ -170,6 +174,10 @@ class Reader:
         while block := list(islice(records, 4096)):
             contents = [(number, *(record[one] for one in list(fields)[:4])) for number, record in block]
             self.look_at_new_images(path, contents)
+            if task := re.fullmatch(r".+_task(\d+)", name) if "task_id" in fields else None:
+                for number, record in block:
+                    if record["task_id"] != int(task[1]):
+                        self.found("wrong task id", path, [f"{record['qid']} says {record['task_id']}"], number)
             columns = [id_array(one[1] for one in contents), np.array([self.row(path, *one) for one in contents], ROW)]
             for lists in ([record.get(one) or [] for _, record in block] for one in LISTS):
                 columns += [np.array([len(dids) for dids in lists]), id_array(did for dids in lists for did in dids)]
@@ -234,5 +242,5 @@ def _checked(path: Path, number: int, line: bytes, fields: Fields) -> dict[str, 
 
 def _digest(data: bytes | str) -> int:
     """64 bits, never 0."""
-    data = data.encode(errors="surrogatepass") if isinstance(data, str) else data
+    data = data.encode() if isinstance(data, str) else data
     return int.from_bytes(blake2b(data, digest_size=8).digest()) or 1

@@ -59,18 +59,22 @@ class Candidates:
         for task in benchmark.tasks(split) if union else tasks:
             pool = benchmark.pool(task, split)
             self._part_of[task] = self._append(pool.path.stem, pool)
-        self.dids = np.concatenate([part.pool.dids for part in self._parts])
-        if union and benchmark.has_union_pool(split):
-            whole = benchmark.union_pool(split)
-            if len(extra := np.flatnonzero(~np.isin(whole.dids, self.dids))):
+        parts = [part.pool for part in self._parts]
+        whole = benchmark.union_pool(split) if union and benchmark.has_union_pool(split) else None
+        self.dids = np.concatenate([pool.dids for pool in parts])
+        if whole is not None:
+            places = Ids(self.dids).positions(whole.dids)
+            self._refuse_contradictions(parts, whole, places)
+            if len(extra := np.flatnonzero(places < 0)):
                 logger.info("%s adds %d candidates to the local pools", whole.path, len(extra))
-                rest = self._append(f"{whole.path.stem}-rest", whole.subset(extra))
-                self.dids = np.concatenate([self.dids, rest.pool.dids])
-        self.modalities = np.concatenate([part.pool.modalities for part in self._parts])
+                parts.append(self._append(f"{whole.path.stem}-rest", whole.subset(extra)).pool)
+                self.dids = np.concatenate([self.dids, parts[-1].dids])
+        self.modalities = np.concatenate([pool.modalities for pool in parts])
         self._ids = Ids(self.dids)
         self.first = self._ids.positions(self.dids)
         self.distinct = np.unique(self.first)
-        self._refuse_contradictions()
+        for part in self._parts:
+            self._refuse_contradictions(parts, part.pool, self.first[part.rows])
 
     def __len__(self) -> int:
         return len(self.dids)
@@ -133,18 +137,16 @@ class Candidates:
         self._parts.append(_Part(name, pool, start))
         return self._parts[-1]
 
-    def _refuse_contradictions(self) -> None:
-        repeated = np.flatnonzero(self.first != np.arange(len(self)))
-        for at, one, other in zip(repeated, self.at(repeated), self.at(self.first[repeated]), strict=True):
-            if one != other:
-                earlier, later = (self._path(int(position)) for position in (self.first[at], at))
-                raise ValueError(
-                    f"did {one.did!r} is {other} in {earlier} and {one} in {later}. "
-                    "One did must name one candidate: write the pools anew."
-                )
-
-    def _path(self, position: int) -> Path:
-        return next(part.pool.path for part in reversed(self._parts) if part.start <= position)
+    def _refuse_contradictions(self, parts: list[Pool], pool: Pool, places: np.ndarray) -> None:
+        """``places`` (N,): where the dids of the pool stand among those of ``parts``; -1 for those that do not."""
+        digests = np.concatenate([part.digests for part in parts])
+        for at in np.flatnonzero((places >= 0) & (digests[places] != pool.digests))[:1]:
+            (one,), (other,) = pool.at([at]), self.at(places[[at]])
+            path = next(part.pool.path for part in reversed(self._parts) if part.start <= places[at])
+            raise ValueError(
+                f"did {one.did!r} is {other} in {path} and {one} in {pool.path}. "
+                "One did must name one candidate: write the pools anew."
+            )
 
 
 def _embed(encoder: Encoder, batch_size: int, bar: "tqdm[Never]", items: list[Item]) -> np.ndarray:
