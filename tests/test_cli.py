@@ -278,7 +278,7 @@ def test_evaluate_refuses_what_makes_no_sense(refused, capsys, checkpoint, bench
     assert "is not a folder" in refused(*command, "--data", tmp_path / "nothing")
     assert "no test queries for plain_task9; it has" in refused(*command, "--data", benchmark, "--tasks", "plain_task9")
     assert "give --rerank, too" in refused(*command, "--fusion", tmp_path / "fusion.json")
-    assert "give --rerank, too" in refused(*command, "--top", 9)
+    assert "give --rerank, too" in refused(*command, "--top", 0)
     assert "leave --top out" in refused(*command, "--rerank", "r", "--top", 9, "--fusion", tmp_path / "fusion.json")
     assert "give --frontier, too" in refused(*command, "--pixels", 4096)
     assert "--frontier measures both pools" in refused(*command, "--frontier", "--pools", "local")

@@ -109,35 +109,42 @@ def evaluate(
     pixels: list[int] | None, memory: int, batch_size: int, device: str | None, json: bool,
 ) -> None:  # fmt: skip
     """Measure how well a model retrieves: local and union pools, every metric, a report."""
-    if (model is None) == (run is None) or (run is None) != (qrels is None):
-        raise ValueError("give a model, or --run and --qrels to score a TREC run file; not both.")
-    if rerank is None and (fusion or top):
-        raise ValueError("--fusion and --top belong to a re-ranker; give --rerank, too.")
-    if fusion and top:
-        raise ValueError(f"{fusion} says how many candidates are re-ranked; leave --top out.")
-    if frontier and (len(set(pools)) < 2 or instructions != "first" or not gold_modality):
-        raise ValueError("--frontier measures both pools, with the first prompt by the gold modality; leave those out.")
-    if pixels is not None and not frontier:
-        raise ValueError("--pixels are limits that --frontier tries; give --frontier, too.")
+    plain = set(pools) == {"local", "union"} and instructions == "first" and gold_modality
+    for wrong, told in (
+        (
+            (model is None) == (run is None) or (run is None) != (qrels is None),
+            "give a model, or --run and --qrels to score a TREC run file; not both.",
+        ),
+        (
+            rerank is None and (fusion is not None or top is not None),
+            "--fusion and --top belong to a re-ranker; give --rerank, too.",
+        ),
+        (fusion is not None and top is not None, f"{fusion} says how many candidates are re-ranked; leave --top out."),
+        (
+            frontier and not plain,
+            "--frontier measures both pools, with the first prompt by the gold modality; leave those out.",
+        ),
+        (pixels is not None and not frontier, "--pixels are limits that --frontier tries; give --frontier, too."),
+        (
+            run is None and data is None and suite != "emoji",
+            f"--suite {suite} needs --data, a folder in M-BEIR's layout.",
+        ),
+    ):
+        if wrong:
+            raise ValueError(told)
+    if run is not None and qrels is not None:
+        _score_run(run, qrels, out, json)
+        return
     from umarvel_hf.data import MBeir
     from umarvel_hf.demo import DATASETS
     from umarvel_hf.emoji import benchmark_dir
     from umarvel_hf.encoding import load
-    from umarvel_hf.evaluation.benchmark import evaluate_benchmark, evaluate_run
+    from umarvel_hf.evaluation.benchmark import evaluate_benchmark
     from umarvel_hf.evaluation.frontier import measure_frontier, save_frontier
     from umarvel_hf.evaluation.reranked import fit_fusion
     from umarvel_hf.report import write_report
     from umarvel_hf.reranking import Fusion, load_reranker
 
-    if run is not None and qrels is not None:
-        result = evaluate_run(run, qrels)
-        if (out / "vectors").exists():
-            raise ValueError(f"{out} holds the evaluation of a model; name another --out for the run file.")
-        result.save(out / "result.json")
-        print(result.as_json() if json else result.table())
-        return
-    if data is None and suite != "emoji":
-        raise ValueError(f"--suite {suite} needs --data, a folder in M-BEIR's layout.")
     benchmark = MBeir(data or benchmark_dir())
     encoder = load(str(model), device=device)
     common: dict[str, Any] = {
@@ -151,7 +158,13 @@ def evaluate(
             Fusion.load(fusion)
             if fusion
             else fit_fusion(
-                encoder, reranker, benchmark, top=top or 50, name=rerank, gold_modality=gold_modality, **common
+                encoder,
+                reranker,
+                benchmark,
+                top=50 if top is None else top,
+                name=rerank,
+                gold_modality=gold_modality,
+                **common,
             )
         )
     settings = {"model": str(model), "command": shlex.join(["umarvel", *sys.argv[1:]])}
@@ -173,6 +186,16 @@ def evaluate(
         save_frontier(points, out / "frontier.json")
     page = write_report(result, benchmark, out / "report.html", descriptions=DATASETS, frontier=points)
     print(result.as_json() if json else f"{result.table()}\n\nreport: {page.resolve()}")
+
+
+def _score_run(run: Path, qrels: Path, out: Path, json: bool) -> None:
+    from umarvel_hf.evaluation.benchmark import evaluate_run
+
+    if (out / "vectors").exists():
+        raise ValueError(f"{out} holds the evaluation of a model; name another --out for the run file.")
+    result = evaluate_run(run, qrels)
+    result.save(out / "result.json")
+    print(result.as_json() if json else result.table())
 
 
 def compare(
