@@ -195,7 +195,8 @@ def test_evaluate_leaves_a_result_a_table_runs_and_a_page(evaluated, benchmark):
     expected = {"result.json", "table.txt", "report.html", "runs/qrels/dark_task4.txt", "runs/union/plain_task0.txt"}
     assert expected <= there and not any("partial" in name for name in there)
     result = Result.load(evaluated)
-    assert result.settings["command"].startswith("umarvel ")
+    command = f"umarvel evaluate {result.settings['model']} --data {benchmark} --out {evaluated} --batch-size 4"
+    assert result.settings["command"] == command
     assert result.settings["data"] == str(benchmark)
     assert (evaluated / "table.txt").read_text() == result.table() + "\n"
     assert result.baselines == ["random", "BM25", "pixel kNN"]

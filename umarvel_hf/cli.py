@@ -19,7 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 where `audit` found defects; 2 where the input was wrong, and one line on stderr says what to do.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = vars(_parser().parse_args(arguments))
+    if "command" in options:  # results tell how they were made
+        options["command"] = shlex.join(["umarvel", *arguments])
     verb: Callable[..., int | None] = options.pop("verb")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("umarvel_hf").setLevel(logging.INFO)
@@ -106,7 +109,7 @@ def evaluate(
     *, model: str | None, suite: str, data: Path | None, out: Path, tasks: list[str] | None, split: str,
     pools: list[str], instructions: Any, seed: int, gold_modality: bool, baselines: bool | None, rerank: str | None,
     top: int | None, fusion: Path | None, run: Path | None, qrels: Path | None, frontier: bool,
-    pixels: list[int] | None, memory: int, batch_size: int, device: str | None, json: bool,
+    pixels: list[int] | None, memory: int, batch_size: int, device: str | None, json: bool, command: str,
 ) -> None:  # fmt: skip
     """Measure how well a model retrieves: local and union pools, every metric, a report."""
     plain = set(pools) == {"local", "union"} and instructions == "first" and gold_modality
@@ -167,7 +170,7 @@ def evaluate(
                 **common,
             )
         )
-    settings = {"model": str(model), "command": shlex.join(["umarvel", *sys.argv[1:]])}
+    settings = {"model": str(model), "command": command}
     shutil.rmtree(out / "runs", ignore_errors=True)  # of an earlier evaluation
     result = evaluate_benchmark(
         encoder, benchmark, split=split, pools=pools, instructions=instructions, seed=seed,
@@ -299,6 +302,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--max-steps", type=int, help="fewer steps than the recipe says, for a trial")
 
     verb = _verb(verbs, evaluate, "umarvel evaluate my-embedder --suite m-beir --data M-BEIR")
+    verb.set_defaults(command="")
     verb.add_argument("model", nargs="?", help="folder or Hub id of a checkpoint")
     verb.add_argument(
         "--suite", default="emoji", help="m-beir, or emoji, the embedded benchmark (default: %(default)s)"
