@@ -48,7 +48,7 @@ def run_demo(out: Path, *, train: bool = False) -> None:
     model = load(str(folder), device="cpu")
     logger.info("3/4 evaluation: every pool encoded once, eight task types, three baselines beside the model")
     settings = {"model": "trained just now" if train else "shipped with the package", "command": "umarvel demo"}
-    vectors = _vectors(model, benchmark)
+    vectors = _vectors(fingerprint(model), benchmark)
     result = evaluate_benchmark(model, benchmark, vectors=vectors, show_progress=sys.stderr.isatty(), settings=settings)
     result.save(out / "result.json")
     print(result.table())
@@ -114,10 +114,11 @@ def _embedded_index(encoder: "SentenceTransformer", benchmark: MBeir) -> tuple[F
     """All pictures of the test pools and their index; their vectors stand in the cache, also for `demo`."""
     tasks = [task for task in benchmark.tasks("test") if CANDIDATE_MODALITY[task.task_id] == "image"]
     candidates = Candidates(benchmark, tasks, "test", union=False)
+    made_by = fingerprint(encoder)  # reads all weights: once
     store = candidates.encode(
         encoder,
-        _vectors(encoder, benchmark),
-        made_by=fingerprint(encoder),
+        _vectors(made_by, benchmark),
+        made_by=made_by,
         batch_size=32,
         show_progress=sys.stderr.isatty(),
     )
@@ -125,10 +126,10 @@ def _embedded_index(encoder: "SentenceTransformer", benchmark: MBeir) -> tuple[F
     return FlatIndex.from_store(store, candidates.distinct), pictures
 
 
-def _vectors(encoder: "SentenceTransformer", benchmark: MBeir) -> Path:
-    """Where the cache keeps the vectors that this model gives the embedded benchmark."""
-    made_by = hashlib.sha256(repr(sorted(fingerprint(encoder).items())).encode()).hexdigest()
-    return cache_dir() / f"{benchmark.root.name}-vectors-{made_by[:12]}"
+def _vectors(made_by: dict[str, str], benchmark: MBeir) -> Path:
+    """Where the cache keeps the vectors that a model of this fingerprint gives the embedded benchmark."""
+    digest = hashlib.sha256(repr(sorted(made_by.items())).encode()).hexdigest()
+    return cache_dir() / f"{benchmark.root.name}-vectors-{digest[:12]}"
 
 
 def _line(hit: Hit, pictures: dict[str, Path]) -> str:

@@ -64,7 +64,7 @@ class Candidates:
         self.dids = np.concatenate([pool.dids for pool in parts])
         if whole is not None:
             places = Ids(self.dids).positions(whole.dids)
-            self._refuse_contradictions(parts, whole, places)
+            self._refuse_contradictions(whole, places, np.concatenate([pool.digests for pool in parts]))
             if len(extra := np.flatnonzero(places < 0)):
                 logger.info("%s adds %d candidates to the local pools", whole.path, len(extra))
                 parts.append(self._append(f"{whole.path.stem}-rest", whole.subset(extra)).pool)
@@ -73,11 +73,9 @@ class Candidates:
         self._ids = Ids(self.dids)
         self.first = self._ids.positions(self.dids)
         self.distinct = np.unique(self.first)
+        digests = np.concatenate([pool.digests for pool in parts])
         for part in self._parts:
-            self._refuse_contradictions(parts, part.pool, self.first[part.rows])
-
-    def __len__(self) -> int:
-        return len(self.dids)
+            self._refuse_contradictions(part.pool, self.first[part.rows], digests)
 
     def local(self, task: Task) -> np.ndarray:
         """Sorted positions of a task's own pool."""
@@ -137,9 +135,8 @@ class Candidates:
         self._parts.append(_Part(name, pool, start))
         return self._parts[-1]
 
-    def _refuse_contradictions(self, parts: list[Pool], pool: Pool, places: np.ndarray) -> None:
-        """``places`` (N,): where the dids of the pool stand among those of ``parts``; -1 for those that do not."""
-        digests = np.concatenate([part.digests for part in parts])
+    def _refuse_contradictions(self, pool: Pool, places: np.ndarray, digests: np.ndarray) -> None:
+        """``places`` (N,): where the dids of the pool stand among all, whose ``digests`` these are; -1: nowhere."""
         for at in np.flatnonzero((places >= 0) & (digests[places] != pool.digests))[:1]:
             (one,), (other,) = pool.at([at]), self.at(places[[at]])
             path = next(part.pool.path for part in reversed(self._parts) if part.start <= places[at])

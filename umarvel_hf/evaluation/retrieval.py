@@ -98,8 +98,6 @@ class Found:
 class Retrieval:
     """What the model found for all tasks of a split, and in what."""
 
-    benchmark: MBeir
-    split: str
     candidates: Candidates
     found: list[Found]
     made_by: dict[str, str]
@@ -188,7 +186,7 @@ def retrieve_all(
         "encoding queries": asked_at - encoded,
         "searching": ended - asked_at,
     }
-    return Retrieval(benchmark, split, candidates, found, made_by, seconds)
+    return Retrieval(candidates, found, made_by, seconds)
 
 
 def ask(benchmark: MBeir, candidates: Candidates, task: Task, split: str, prompting: Prompting) -> Found:

@@ -29,7 +29,8 @@ def score(retrieval: Retrieval, found: Found, systems: Systems) -> TaskResult:
     by_prompt: dict[str, list[float]] = {}
     if len(found.rankings) > 1:
         for pool in found.rankings[0]:
-            each = [_values(retrieval, found, rankings[pool]) for rankings in found.rankings]
+            others = [_values(retrieval, found, rankings[pool]) for rankings in found.rankings[1:]]
+            each = [scores[MODEL][pool].values, *others]
             mean = {name: np.mean([one[name] for one in each], axis=0).round(6).tolist() for name in each[0]}
             scores[MODEL][pool] = PoolScore(mean)
             by_prompt[pool] = [float(np.mean(one[metric])) for one in each]
