@@ -17,39 +17,47 @@ COLOURS = {
     "cyan": (20, 210, 220),
 }
 
-# For the training split below; its keys are those of umarvel_hf/recipes/emoji.yaml.
+TRAINING: dict[str, Any] = {
+    "per_device_train_batch_size": 6,
+    "learning_rate": 2e-3,
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+    "dataloader_drop_last": True,
+    "logging_steps": 1,
+    "save_steps": 4,
+    "report_to": "none",
+}
+# For the training split below; its keys are those of the recipes that are shipped.
 TINY_RECIPE: dict[str, Any] = {
     "name": "tiny",
     "seed": 3,
-    "block_size": 2,
-    "first": [],
-    "attn_implementation": "eager",
-    "base": {
-        "vocabulary": 300,
-        "hidden": 32,
-        "layers": 2,
-        "heads": 2,
-        "intermediate": 48,
-        "vision_hidden": 32,
-        "vision_layers": 1,
-        "vision_heads": 2,
-        "vision_mlp_ratio": 2,
-        "patch": 7,
-        "image_side": 28,
+    "start": {
+        "tiny": {
+            "vocabulary": 300,
+            "hidden": 32,
+            "layers": 2,
+            "heads": 2,
+            "intermediate": 48,
+            "vision_hidden": 32,
+            "vision_layers": 1,
+            "vision_heads": 2,
+            "vision_mlp_ratio": 2,
+            "patch": 7,
+            "image_side": 28,
+        },
     },
-    "augmentation": {"shift": 0.1, "scale": 0.1, "colour": 0.3, "greyscale": 0.1},
-    "training": {
-        "max_steps": 14,  # two epochs of six steps, and two more
-        "per_device_train_batch_size": 6,
-        "learning_rate": 2e-3,
-        "temperature_learning_rate": 1e-2,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "dataloader_drop_last": True,
-        "logging_steps": 1,
-        "save_steps": 4,
-        "report_to": "none",
-    },
+    "stages": [
+        {
+            "name": "instructions",
+            "kind": "contrastive",
+            "data": [{"mbeir": "all"}],
+            "batches": 2,
+            "attn_implementation": "eager",
+            "augmentation": {"shift": 0.1, "scale": 0.1, "colour": 0.3, "greyscale": 0.1},
+            # two epochs of six steps, and two more
+            "training": {**TRAINING, "max_steps": 14, "temperature_learning_rate": 1e-2},
+        },
+    ],
 }
 
 

@@ -54,7 +54,7 @@ def test_the_demo_can_train_its_model_first(small, tmp_path, checkpoint, monkeyp
         asked.append((recipe, out, benchmark.root))
         return checkpoint
 
-    monkeypatch.setattr("umarvel_hf.trainer.recipe.train", train)
+    monkeypatch.setattr("umarvel_hf.trainer.run.train", train)
     run_demo(tmp_path / "out", train=True)
     assert asked == [("emoji", tmp_path / "out/run", small)]
     assert Result.load(tmp_path / "out/result.json").settings["model"] == "trained just now"

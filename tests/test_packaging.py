@@ -27,10 +27,10 @@ HEAVY = {"PIL", "datasets", "faiss", "huggingface_hub", "numpy", "sentence_trans
 LAYERS = [
     {"_torchvision", "modeling", "recipes"},
     {"chat_template", "messages", "records"},
-    {"data", "encoding", "negatives", "store"},
-    {"emoji", "search"},
-    {"checkpoint", "index", "mining", "reranking"},
-    {"charts", "evaluation"},
+    {"data", "encoding", "store"},
+    {"emoji", "negatives", "search"},
+    {"checkpoint", "fetch", "index", "mining", "reranking"},
+    {"charts", "evaluation", "reranker_checkpoint", "smollm2", "teaching"},
     {"report", "trainer"},
     {"demo"},
     {"cli"},
@@ -44,7 +44,7 @@ TEN_PACKAGES = {
     ),
     "datasets": (
         "trainer/rows.py",
-        "tests/test_rows.py::test_a_row_holds_a_query_with_its_instruction_and_a_positive",
+        "tests/test_sources.py::test_captions_are_read_from_files_and_folders",
     ),
     "evaluate": (
         "umarvel_hf/evaluation/evaluate_metrics/__init__.py",

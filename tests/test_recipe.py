@@ -1,24 +1,68 @@
-"""Recipes: read strictly, followed to the same weights however often the run was killed."""
+"""Recipes: read strictly, what cannot run is refused by name."""
 
-import json
+import copy
 from importlib.resources import files
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file
 
-from colours import TINY_RECIPE, write_benchmark, write_training_split
-from umarvel_hf.data import MBeir
+from colours import TINY_RECIPE, TRAINING
 from umarvel_hf.emoji.base import BaseSize
-from umarvel_hf.encoding import encode, load
-from umarvel_hf.trainer.recipe import read_recipe, train
-from umarvel_hf.trainer.trainer import UMarvelTrainer
+from umarvel_hf.negatives import Filters
+from umarvel_hf.trainer.adapters import Lora
+from umarvel_hf.trainer.recipe import (
+    Captions,
+    Contrastive,
+    Distill,
+    HardNegatives,
+    Instructions,
+    Mine,
+    Nli,
+    Reranker,
+    Score,
+)
+from umarvel_hf.trainer.recipe_reader import read_recipe
 
-
-@pytest.fixture(scope="module")
-def benchmark(tmp_path_factory):
-    return MBeir(write_training_split(write_benchmark(tmp_path_factory.mktemp("data")), repeats=2))
+SHIPPED = sorted(
+    file.name.removesuffix(".yaml") for file in files("umarvel_hf.recipes").iterdir() if file.name.endswith(".yaml")
+)
+STAGES = [
+    {
+        "name": "texts",
+        "kind": "contrastive",
+        "data": [{"nli": "nli.csv", "negatives": True}],
+        "temperature": "fixed",
+        "lora": {"r": 4, "alpha": 8},
+        "training": TRAINING,
+    },
+    {
+        "name": "all",
+        "kind": "contrastive",
+        "data": [{"captions": "c.jsonl", "weight": 2}, {"mbeir": ["1 task 0"]}],
+        "batches": "per_task",
+        "symmetric": True,
+        "training": TRAINING,
+    },
+    {"name": "mined", "kind": "mine", "depth": 20},
+    {
+        "name": "hard",
+        "kind": "hard_negatives",
+        "negatives": {
+            "table": "mined",
+            "union": 5,
+            "strategy": "window",
+            "window": [2, 12],
+            "wrong_modality": 1,
+            "filters": {"relative_margin": 0.05},
+            "tasks": {"1 task 0": {"strategy": "random"}},
+        },
+        "remine_every_epochs": 1,
+        "training": TRAINING,
+    },
+    {"name": "judge", "kind": "reranker", "table": "mined", "base": "texts", "training": {"max_steps": 3}},
+    {"name": "taught", "kind": "score", "table": "mined", "reranker": "judge", "top": 10, "weight": 0.5},
+    {"name": "distilled", "kind": "distill", "table": "taught", "top": 8, "training": TRAINING},
+]
 
 
 @pytest.fixture
@@ -34,112 +78,106 @@ def recipe(tmp_path):
 
 
 @pytest.fixture
-def kill_at(monkeypatch):
-    """``kill_at(step)``: the next training ends where that step would begin; ``kill_at(None)``: it is left alone."""
-    whole = UMarvelTrainer.training_step
+def stages(recipe):
+    """``stages("hard.negatives.local", 3)``: the file of a recipe of all stages, with one value in it changed."""
 
-    def arrange(step):
-        def training_step(self, *args, **kwargs):
-            if self.state.global_step == step:
-                raise KeyboardInterrupt
-            return whole(self, *args, **kwargs)
+    def write(path=None, value=None, **changed):
+        content = copy.deepcopy(STAGES)
+        if path is not None:
+            name, *keys, last = path.split(".")
+            place = next(stage for stage in content if stage["name"] == name)
+            for key in keys:
+                place = place.setdefault(key, {})
+            place[last] = value
+        return recipe(stages=content, **changed)
 
-        monkeypatch.setattr(UMarvelTrainer, "training_step", training_step)
-
-    return arrange
-
-
-def weights(folder):
-    return load_file(folder / "model.safetensors")
+    return write
 
 
-def assert_same(left, right):
-    assert left.keys() == right.keys()
-    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_recipes_are_complete_and_begin_with_their_command(name):
+    assert read_recipe(name).name == name
+    lines = files("umarvel_hf.recipes").joinpath(f"{name}.yaml").read_text().splitlines()
+    first = next(at for at, line in enumerate(lines) if not line.endswith("\\"))
+    command = "".join(line.removeprefix("#").rstrip("\\") for line in lines[: first + 1])
+    assert lines[0].startswith("# ") and f" train {name}" in command
 
 
-def losses(out, step):
-    state = json.loads((out / f"checkpoints/checkpoint-{step}/trainer_state.json").read_text())
-    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+def test_a_recipe_says_what_its_file_says(stages):
+    plan = read_recipe(stages(seed=11, max_pixels=784))
+    assert (plan.name, plan.seed, plan.max_pixels, plan.bad_rows) == ("tiny", 11, 784, "stop")
+    assert isinstance(plan.start.tiny, BaseSize) and plan.start.tiny.hidden == 32
+    kinds = [type(stage) for stage in plan.stages]
+    assert kinds == [Contrastive, Contrastive, Mine, HardNegatives, Reranker, Score, Distill]
+    texts, everything, mined, hard = plan.stages[:4]
+    assert texts.lora == Lora(r=4, alpha=8) and texts.data == [Nli("nli.csv", negatives=True)]
+    assert everything.data == [Captions("c.jsonl", weight=2.0), Instructions(["1 task 0"])]
+    assert (mined.pools, mined.depth, mined.share) == (["local", "union"], 20, 1.0)
+    assert hard.negatives.filters == Filters(relative_margin=0.05) and hard.negatives.window == (2, 12)
+    assert plan.stages[0].training == TRAINING and plan.needs_benchmark
 
 
-def test_a_run_killed_twice_ends_with_the_weights_of_an_unbroken_one(benchmark, recipe, tmp_path, kill_at):
-    path, unbroken, broken = recipe(), tmp_path / "unbroken", tmp_path / "broken"
-    assert train(path, unbroken, benchmark=benchmark) == unbroken / "model"
-    for step in (6, 13):  # the first in the middle of an epoch's steps and of those between two checkpoints
-        kill_at(step)
-        with pytest.raises(KeyboardInterrupt):
-            train(path, broken, benchmark=benchmark)
-        assert not (broken / "model").exists()
-    # A checkpoint and a model that were being written when the run was killed.
-    (broken / "checkpoints/checkpoint-13").mkdir()
-    (broken / "checkpoints/checkpoint-13/config.json").write_text("{")
-    (broken / "model.unfinished").mkdir()
-    (broken / "model.unfinished/sentence_bert_config.json").write_text("{")
-    kill_at(None)
-    train(path, broken, benchmark=benchmark)
-    assert losses(unbroken, 14) == losses(broken, 14) and len(losses(unbroken, 14)) == 14
-    assert_same(weights(unbroken / "model"), weights(broken / "model"))
-    assert not (broken / "model.unfinished").exists()
-    vectors = encode(load(str(broken / "model"), device="cpu"), ["red.", next(iter(benchmark.root.rglob("*.png")))])
-    assert vectors.shape == (2, 32)
-
-
-def test_a_run_killed_while_it_wrote_its_start_begins_again(benchmark, recipe, tmp_path):
-    path = recipe()
-    train(path, tmp_path / "whole", benchmark=benchmark, max_steps=1)
-    (tmp_path / "cut/start").mkdir(parents=True)
-    (tmp_path / "cut/start/config.json").write_text("{")
-    train(path, tmp_path / "cut", benchmark=benchmark, max_steps=1)
-    assert_same(weights(tmp_path / "cut/model"), weights(tmp_path / "whole/model"))
-
-
-def test_a_finished_run_is_not_trained_again(benchmark, recipe, tmp_path, kill_at, caplog):
-    model = train(recipe(), tmp_path / "run", benchmark=benchmark, max_steps=1)
-    kill_at(0)
-    with caplog.at_level("INFO", logger="umarvel_hf"):
-        assert train(recipe(), tmp_path / "run", benchmark=benchmark) == model
-    assert "is finished; remove it to train again" in caplog.text
-
-
-def test_training_starts_from_the_seeds_weights_and_moves_them_and_the_temperature(benchmark, recipe, tmp_path):
-    for out, seed in (("one", 3), ("other", 4)):
-        train(recipe(seed=seed), tmp_path / out, benchmark=benchmark, max_steps=2)
-    start, trained, other = (weights(tmp_path / name) for name in ("one/start", "one/model", "other/start"))
-    moved = [name for name in start if not torch.equal(start[name], trained[name])]
-    assert "similarity.log_temperature" in moved and len(moved) > len(start) / 2
-    assert any(not torch.equal(start[name], other[name]) for name in start)
-
-
-def test_the_shipped_recipe_is_complete_and_its_first_line_is_its_command():
-    recipe = read_recipe("emoji")
-    assert recipe.name == "emoji" and isinstance(recipe.base, BaseSize)
-    text = files("umarvel_hf.recipes").joinpath("emoji.yaml").read_text()
-    assert text.startswith("# umarvel train emoji\n")
-    assert recipe.training["per_device_train_batch_size"] % recipe.block_size == 0
-
-
-def test_a_recipe_says_what_its_file_says(recipe):
-    plan = read_recipe(recipe(seed=11))
-    assert (plan.name, plan.seed, plan.base.hidden) == ("tiny", 11, 32)
-    assert plan.training == TINY_RECIPE["training"]
+def test_a_recipe_of_ones_own_pairs_needs_no_benchmark(recipe):
+    pairs = {"name": "texts", "kind": "contrastive", "data": [{"nli": "nli.csv"}], "training": TRAINING}
+    assert not read_recipe(recipe(stages=[pairs], start={"model": "some/model"})).needs_benchmark
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"colour": 1}, r"tiny.yaml: unknown keys \['colour'\], missing keys \[\]; known are \['attn_"),
+        ({"colour": 1}, r"tiny.yaml: unknown keys \['colour'\], missing keys \[\]; known are \['bad_rows'"),
         ({"seed": None}, r"tiny.yaml: unknown keys \[\], missing keys \['seed'\]"),
-        ({"training": {"max_step": 3}}, r"tiny.yaml: training: unknown keys \['max_step'\]"),
-        ({"base": {"hiden": 3}}, r"tiny.yaml: base: unknown keys \['hiden'\]"),
-        ({"augmentation": {"shift": 0.1}}, r"augmentation: unknown keys \[\], missing keys \['colour', 'greys"),
-        ({"training": {"learning_rate": "2e-3"}}, "learning_rate is the text '2e-3', no number; write a point: 2.0e-3"),
-        ({"training": "long"}, "tiny.yaml: training: found 'long'; write keys and values"),
+        ({"seed": "seven"}, "tiny.yaml: seed is 'seven'; it must be int"),
+        ({"bad_rows": "skip"}, "tiny.yaml: bad_rows is 'skip'; it must be .*stop.*quarantine"),
+        ({"start": {"tiny": {"hiden": 3}}}, r"tiny.yaml: start: tiny: unknown keys \['hiden'\]"),
+        ({"start": {}}, r"start: give exactly one of tiny, smollm2 and model; found \[\]"),
+        ({"start": {"model": "a", "smollm2": {}}}, r"exactly one .*; found \['smollm2', 'model'\]"),
+        ({"stages": []}, r"stages is \[\]; it must be a list of at least one"),
+        ({"stages": [{"kind": "train"}]}, r"stages\[0\]: kind is 'train'; it must be one of contrastive, mine"),
+        ({"stages": "long"}, "stages is 'long'; it must be a list"),
     ],
 )
 def test_a_key_that_no_one_reads_is_refused(recipe, changed, message):
     with pytest.raises(ValueError, match=message):
         read_recipe(recipe(**changed))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("texts.training.max_step", 3, r"stage 'texts': training: unknown keys \['max_step'\]"),
+        ("texts.training.learning_rate", "2e-3", "learning_rate is the text '2e-3', no number; write a point: 2.0e-3"),
+        ("texts.training.output_dir", "x", r"training: \['output_dir'\] are the run's own to set"),
+        ("texts.training.dataloader_persistent_workers", True, "dataloader_persistent_workers is True; such workers"),
+        ("texts.training.temperature_learning_rate", 0.1, "temperature is fixed, but training gives it a"),
+        ("texts.lora", {"r": "four", "alpha": 8}, "lora: r is 'four'; it must be int"),
+        ("texts.data", [{"nli": "a", "captions": "b"}], r"a data set is named by exactly one of nli, captions, mbeir"),
+        ("texts.batches", 4, "blocks of 4 rows do not fill a batch of 6; choose a divisor"),
+        ("texts.batches", "some", "batches is 'some'; it must be "),
+        ("texts.name", "a/b", "stage 'a/b': names are letters, digits"),
+        ("all.name", "texts", "stage 'texts': names are letters, digits, dots and hyphens, and each stands once"),
+        ("mined.share", 0.0, "share 0.0"),
+        ("mined.pools", ["global"], "pools is .*; it must be"),
+        ("mined.pools", ["local"], r"it needs union lists, but stage 'mined' mines \['local'\]"),
+        ("mined.depth", 8, "negatives reach down to rank 12, but stage 'mined' mines 8"),
+        ("hard.negatives.table", "all", "table 'all' is no earlier stage of kind mine or score; earlier are"),
+        ("hard.negatives.union", 0, "negatives are 0 local and 0 union; give at least one"),
+        ("hard.negatives.wrong_modality", 6, "wrong_modality is 6, but only 5 come from the union pool"),
+        ("hard.negatives.strategy", "top", "strategy is 'top', window .*; a window belongs to"),
+        ("hard.negatives.filters", {"veto": 0.5}, "filters.veto asks a re-ranker's answers, which stage 'mined' has"),
+        ("hard.remine_every_steps", 3, "remine_every_epochs and remine_every_steps are both given"),
+        ("judge.table", "taught", "table 'taught' is no earlier stage of kind mine; earlier are"),
+        ("judge.training.mini_batch_size", 3, r"stage 'judge': training: unknown keys \['mini_batch_size'\]"),
+        ("taught.reranker", "hard", "reranker 'hard' is no earlier stage of kind reranker"),
+        ("taught.top", 30, "top is 30, but stage 'mined' keeps 20 candidates"),
+        ("taught.weight", None, "weight is to be fitted on the validation split, but evaluation is left out"),
+        ("distilled.table", "mined", "table 'mined' is no earlier stage of kind score"),
+        ("distilled.top", 11, "top is 11, but stage 'taught' scores 10 candidates"),
+    ],
+)
+def test_stages_that_do_not_fit_together_are_refused_by_name(stages, path, value, message):
+    with pytest.raises(ValueError, match=message):
+        read_recipe(stages(path, value))
 
 
 def test_a_file_that_is_no_recipe_is_refused(tmp_path):

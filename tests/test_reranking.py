@@ -4,16 +4,23 @@ import re
 
 import numpy as np
 import pytest
-from sentence_transformers import CrossEncoder
-from sentence_transformers.base.modules.transformer import Transformer
-from sentence_transformers.cross_encoder.modules import LogitScore
 
 from mbeir import KnownVectors, write_mbeir
 from umarvel_hf.data import MBeir, Query
 from umarvel_hf.evaluation.benchmark import evaluate_benchmark
 from umarvel_hf.evaluation.reranked import fit_fusion
 from umarvel_hf.evaluation.results import MODEL, RERANKED
-from umarvel_hf.reranking import WEIGHTS, Fusion, fuse, judge_pairs, load_reranker, reranker_query
+from umarvel_hf.reranker_checkpoint import new_reranker
+from umarvel_hf.reranking import (
+    WEIGHTS,
+    Fusion,
+    PairJudge,
+    fuse,
+    judge_pairs,
+    load_reranker,
+    reranker_fingerprint,
+    reranker_query,
+)
 from umarvel_hf.search import Ranking
 
 IDS = np.array([b"1:a", b"1:b", b"1:c", b"1:d"])
@@ -217,14 +224,45 @@ def cosines(known: KnownVectors, item, instruction, candidates):
 # A real one
 
 
-def test_a_cross_encoder_over_yes_and_no_judges_texts_and_pictures(bases, pictures, tmp_path):
-    module = Transformer(str(bases("qwen2_vl")), transformer_task="any-to-any")
-    yes, no = (module.tokenizer.encode(word, add_special_tokens=False)[0] for word in ("Yes", "No"))
-    CrossEncoder(modules=[module, LogitScore(yes, no)]).save_pretrained(str(tmp_path / "judge"))
-    judge = load_reranker(tmp_path / "judge")
+@pytest.fixture
+def judge(bases, tmp_path):
+    return load_reranker(new_reranker(bases("qwen2_vl"), tmp_path / "judge"))
+
+
+def test_a_cross_encoder_over_yes_and_no_judges_texts_and_pictures(judge, pictures):
     queries = ["Find a dog.", {"image": pictures[0], "text": "the same, darker"}]
     candidates = [["a dog", {"image": pictures[1]}], ["a bench"]]
     said = np.concatenate(judge_pairs(judge, queries, candidates, batch_size=2))
     assert said.shape == (3,) and len(set(said.tolist())) == 3
     alone = [judge_pairs(judge, [queries[0]], [[one]])[0][0] for one in candidates[0]]
     assert said[:2] == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_path_is_a_picture_and_a_text_is_a_text_whatever_it_names(judge, pictures, tmp_path):
+    path = tmp_path / "a.png"
+    pictures[0].save(path)
+    in_memory, on_disk = (judge.predict([("a dog", {"image": one})]) for one in (pictures[0], path))
+    assert on_disk == pytest.approx(in_memory, abs=1e-6)
+    named = judge.predict([("a dog", str(path)), ("http://localhost:9/a.png", "a dog")])
+    spelled = [({"text": "a dog"}, {"text": str(path)}), ({"text": "http://localhost:9/a.png"}, {"text": "a dog"})]
+    assert named == pytest.approx(judge.model.predict(spelled), abs=1e-6)
+
+
+def test_a_re_ranker_of_texts_alone_gets_its_texts_as_they_are():
+    class TextsOnly:
+        def supports(self, modality):
+            return modality == "text"
+
+        def predict(self, pairs, **_):
+            assert pairs == [("a", "b")]
+            return np.array([0.5])
+
+    assert PairJudge(TextsOnly()).predict((("a", "b"),)).tolist() == [0.5]
+
+
+def test_a_re_ranker_is_known_by_its_weights(judge, bases, tmp_path):
+    assert reranker_fingerprint(Judge(None)) == "Judge"
+    known = reranker_fingerprint(judge)
+    assert known == reranker_fingerprint(load_reranker(new_reranker(bases("qwen2_vl"), tmp_path / "again")))
+    next(judge.model.parameters()).data[0] += 1
+    assert reranker_fingerprint(judge) != known

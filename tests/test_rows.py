@@ -1,17 +1,29 @@
-"""Rows for the trainer, and the order in which batches take them."""
+"""Rows of several sources as one data set, and the trainer that takes them."""
 
 import json
-from collections import Counter
+import math
+from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from datasets import Dataset
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from PIL import Image
+from torch.utils.data import DataLoader
 
 from colours import COLOURS, write_benchmark, write_training_split
 from umarvel_hf.data import MBeir
+from umarvel_hf.encoding import load
+from umarvel_hf.messages import chat
+from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
+from umarvel_hf.trainer.augmentation import Augmentation
+from umarvel_hf.trainer.batches import BlockBatchSampler
 from umarvel_hf.trainer.losses import PADDING_ID
-from umarvel_hf.trainer.rows import BlockBatchSampler, mbeir_rows
+from umarvel_hf.trainer.rows import TrainingRows
+from umarvel_hf.trainer.sources import MBeirRows, Pairs
+from umarvel_hf.trainer.trainer import UMarvelTrainer
 
-QUERIES = "query/union_train/mbeir_union_up_train.jsonl"
+AUGMENTATION = Augmentation(shift=0.05, scale=0.1, colour=0.3, greyscale=0.1)
 
 
 @pytest.fixture
@@ -19,133 +31,142 @@ def root(tmp_path):
     return write_training_split(write_benchmark(tmp_path / "data"))
 
 
-def edit(path, line, **fields):
-    lines = path.read_text().splitlines()
-    lines[line] = json.dumps(json.loads(lines[line]) | fields)
-    path.write_text("\n".join(lines) + "\n")
+@pytest.fixture
+def nli(tmp_path):
+    """The csv file of six sentences, each with another and one that contradicts it."""
+    path = tmp_path / "nli.csv"
+    lines = [f"a {name} square,it is {name},it is grey\n" for name in COLOURS]
+    path.write_text("".join(["sent0,sent1,hard_neg\n", *lines]))
+    return path
+
+
+def begin(rows, epoch=0.0):
+    """What the trainer tells its callbacks at the beginning."""
+    rows.on_train_begin(SimpleNamespace(dataloader_persistent_workers=False), None, None)
+    rows.on_epoch_begin(None, SimpleNamespace(epoch=epoch), None)
+
+
+def picture(row, column="anchor"):
+    return next(part["image"] for part in row[column][-1]["content"] if part["type"] == "image")
 
 
 def test_a_row_holds_a_query_with_its_instruction_and_a_positive(root):
-    rows, groups = mbeir_rows(MBeir(root), seed=0)
-    assert len(rows) == len(groups) == 3 * len(COLOURS)
-    assert Counter(groups) == {"1 task 0": 6, "1 task 3": 6, "2 task 7": 6}
-    red, picture, changed = rows[0], rows[6], rows[12]
-
-    system, user = red["anchor"]
-    assert system["role"] == "system" and system["content"][0]["text"] in ("Find its picture.", "Show it.")
-    assert user == {"role": "user", "content": [{"type": "text", "text": "red.", "image": None}]}
-    shown = [str(root / f"mbeir_images/{tone}_red.png") for tone in ("plain", "dark")]
-    assert [message["role"] for message in red["positive"]] == ["user"]
-    assert red["positive"][0]["content"][0]["image"] in shown
-
-    assert picture["anchor"][1]["content"] == [{"type": "image", "image": shown[1], "text": None}]
-    assert picture["positive"][0]["content"] == [{"type": "text", "text": "A red square.", "image": None}]
-
-    kinds = [(part["type"], part["image"], part["text"]) for part in changed["anchor"][1]["content"]]
-    assert kinds == [("image", shown[0], None), ("text", None, "darker.")]
-    assert changed["positive"][0]["content"][0]["image"] == shown[1]
+    rows = TrainingRows([MBeirRows(MBeir(root))], seed=0)
+    dataset = rows.dataset
+    assert len(rows) == len(dataset) == len(rows.groups) == 18 and dataset.column_names == ["row"]
+    row = dataset[0]
+    assert list(row) == ["anchor", "positive", "label"]
+    assert row["anchor"][0]["role"] == "system" and row["anchor"][1] == chat("red.")[0]
+    assert dataset[[0, 5]] == {name: [dataset[0][name], dataset[5][name]] for name in row}
+    assert dataset[3:5]["label"] == [dataset[at]["label"] for at in (3, 4)]
+    assert dataset.__getitems__([4, 2]) == [dataset[4], dataset[2]]
+    assert [one["label"] for one in dataset] == [dataset[at]["label"] for at in range(18)]
 
 
-def test_labels_number_the_query_its_positive_and_its_other_positives(root):
-    edit(root / QUERIES, 1, pos_cand_list=["1:1"])  # "green" has one right answer only
-    rows, _ = mbeir_rows(MBeir(root), seed=0)
-    # The pool: plain, dark and text of each colour in turn; so 0, 1, 2 are red's, 3, 4, 5 green's.
-    red, green, picture, changed = (rows[at]["label"] for at in (0, 1, 6, 12))
-    assert red in ([0, 0, 1], [0, 1, 0])
-    assert green == [1, 3, PADDING_ID]
-    assert picture == [6, 2, PADDING_ID]
-    assert changed == [12, 1, PADDING_ID]
-    drawn = "plain" if red[1] == 0 else "dark"
-    assert f"{drawn}_red" in rows[0]["positive"][0]["content"][0]["image"]
+def test_sources_stand_one_after_the_other_and_labels_name_their_rows(root, nli):
+    rows = TrainingRows([Pairs.nli(nli), MBeirRows(MBeir(root))], seed=0)
+    assert rows.groups == 6 * ["nli"] + 6 * ["1 task 0"] + 6 * ["1 task 3"] + 6 * ["2 task 7"]
+    assert rows.columns == dict.fromkeys(dict.fromkeys(rows.groups), ("anchor", "positive"))
+    labels = rows.dataset[:]["label"]
+    assert [label[0] for label in labels] == list(range(24))
+    assert {len(label) for label in labels} == {3} and labels[0][2] == PADDING_ID
+    assert rows.name(labels[3][0]) == f"{nli}:5"
+    assert rows.name(labels[6][0]).endswith("mbeir_union_up_train.jsonl:1, query '1:0'")
+    mixed = rows.dataset[[23, 0, 7]]
+    assert mixed["label"] == [labels[at] for at in (23, 0, 7)] and mixed["anchor"][1] == chat("a red square")
 
 
-def test_the_same_seed_draws_the_same_rows_and_another_seed_others(root):
-    first, again, other = (mbeir_rows(MBeir(root), seed=seed)[0].to_list() for seed in (0, 0, 1))
-    assert first == again != other
+def test_two_kinds_of_rows_in_one_group_are_refused(nli):
+    with pytest.raises(
+        ValueError, match=r"Two sources have rows of 'nli', with the columns anchor, positive and anchor"
+    ):
+        TrainingRows([Pairs.nli(nli), Pairs.nli(nli, negatives=True)], seed=0)
 
 
-def test_a_row_does_not_depend_on_the_rows_after_it(root):
-    whole, _ = mbeir_rows(MBeir(root), seed=0)
-    path = root / QUERIES
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:9]))
-    part, _ = mbeir_rows(MBeir(root), seed=0)
-    assert part.to_list() == whole.select(range(9)).to_list()
+def test_pictures_stay_unopened_until_training_begins(root):
+    rows = TrainingRows([MBeirRows(MBeir(root))], seed=0)
+    path = str(root / "mbeir_images/plain_red.png")
+    assert picture(rows.dataset[12]) == path
+    begin(rows)
+    opened = picture(rows.dataset[12])
+    assert isinstance(opened, Image.Image) and np.array_equal(opened, Image.open(path).convert("RGB"))
 
 
-def test_a_repeated_query_may_draw_another_positive(root):
-    path = root / QUERIES
-    path.write_text(40 * path.read_text().splitlines(keepends=True)[0])
-    rows, _ = mbeir_rows(MBeir(root), seed=0)
-    assert {label[1] for label in rows["label"]} == {0, 1}
-    assert len({label[0] for label in rows["label"]}) == 40
+def test_a_picture_that_does_not_open_is_named_with_its_row(root):
+    rows = TrainingRows([MBeirRows(MBeir(root))], seed=0)
+    (root / "mbeir_images/plain_red.png").write_bytes(b"no picture")
+    begin(rows)
+    with pytest.raises(ValueError, match=r"train.jsonl:13, query '2:0': '.*plain_red.png' is not a picture"):
+        rows.dataset[[13, 12]]
 
 
-@pytest.mark.parametrize(
-    ("positives", "message"),
-    [([], "'1:0' names no positive"), (["1:99"], "positive '1:99', which is not among the 18 candidates")],
-)
-def test_a_query_without_a_positive_in_the_pool_is_named(root, positives, message):
-    edit(root / QUERIES, 0, pos_cand_list=positives)
-    with pytest.raises(ValueError, match=message):
-        mbeir_rows(MBeir(root), seed=0)
+def test_changes_to_pictures_follow_from_seed_epoch_row_and_column(root):
+    def pixels(epoch=0.0, seed=0):
+        rows = TrainingRows([MBeirRows(MBeir(root))], seed=seed, augmentation=AUGMENTATION)
+        begin(rows, epoch)
+        return [np.asarray(picture(rows.dataset[at])).tolist() for at in (12, 13)]
+
+    assert pixels() == pixels() == pixels(epoch=0.5)
+    assert pixels() != pixels(epoch=1.75) != pixels(seed=1)
 
 
-GROUPS = 13 * ["a"] + 8 * ["b"] + 30 * ["c"]
+def test_workers_that_would_never_learn_the_epoch_are_refused(nli):
+    rows = TrainingRows([Pairs.nli(nli)], seed=0)
+    with pytest.raises(ValueError, match="dataloader_persistent_workers is True"):
+        rows.on_train_begin(SimpleNamespace(dataloader_persistent_workers=True), None, None)
 
 
-def batches(seed=0, epoch=0, block_size=4, batch_size=8, groups=GROUPS, first=(), rows=None):
-    rows = rows or Dataset.from_dict({"row": list(range(len(groups)))})
-    sampler = BlockBatchSampler(
-        rows, groups=groups, block_size=block_size, first=first, batch_size=batch_size, drop_last=True, seed=seed
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_gone_on_with_in_its_middle_is_that_of_an_unbroken_run(root, ranks, workers):
+    def loader(rows, rank):
+        sampler = BlockBatchSampler(
+            rows.dataset, groups=rows.groups, block_size=1, batch_size=2, drop_last=True, ranks=ranks
+        )
+        plain = DataLoader(rows.dataset, batch_sampler=sampler, collate_fn=list, num_workers=workers)
+        return prepare_data_loader(
+            plain, num_processes=ranks, process_index=rank, put_on_device=False, even_batches=False
+        )
+
+    def run(rank, epoch, skipped=0):
+        rows = TrainingRows([MBeirRows(MBeir(root))], seed=0)
+        begin(rows)
+        batches = loader(rows, rank)
+        rows.on_epoch_begin(None, SimpleNamespace(epoch=epoch), None, train_dataloader=batches)
+        if skipped:
+            batches = skip_first_batches(batches, skipped)
+        batches.set_epoch(int(epoch))  # so the trainer does
+        inner = getattr(batches.batch_sampler, "batch_sampler", None)
+        if hasattr(inner, "set_epoch"):
+            inner.set_epoch(int(epoch))
+        return [[(row["label"], row["anchor"][0]) for row in batch] for batch in batches]
+
+    whole = [run(rank, 1.0) for rank in range(ranks)]
+    assert [run(rank, 1.5, skipped=2) for rank in range(ranks)] == [batches[2:] for batches in whole]
+    assert whole != [run(rank, 0.0) for rank in range(ranks)]
+    seen = [label[0] for batches in whole for batch in batches for label, _ in batch]
+    assert len(seen) == 16 if ranks == 2 else 18
+
+
+def test_a_model_trains_on_them(checkpoint, root, nli, tmp_path):
+    rows = TrainingRows([Pairs.nli(nli, negatives=True), MBeirRows(MBeir(root))], seed=0, augmentation=AUGMENTATION)
+    sampler = partial(BlockBatchSampler, groups=rows.groups, columns=rows.columns, block_size=6)
+    arguments = UMarvelTrainingArguments(
+        str(tmp_path / "run"),
+        batch_sampler=sampler,
+        per_device_train_batch_size=6,
+        num_train_epochs=1,
+        learning_rate=1e-3,
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
     )
-    sampler.set_epoch(epoch)
-    drawn = list(sampler)
-    assert len(drawn) == len(sampler)
-    return drawn
-
-
-@pytest.mark.parametrize("block_size", [1, 2, 4, 8])
-def test_every_block_is_of_one_group_and_no_row_comes_twice(block_size):
-    drawn = batches(block_size=block_size)
-    assert all(len(batch) == 8 for batch in drawn)
-    blocks = [batch[at : at + block_size] for batch in drawn for at in range(0, 8, block_size)]
-    assert all(len({GROUPS[row] for row in block}) == 1 for block in blocks)
-    rows = [row for batch in drawn for row in batch]
-    assert len(set(rows)) == len(rows)
-    # Of 13, 8 and 30 rows as many as fill blocks, of these as many as fill batches.
-    assert len(drawn) == {1: 51, 2: 50, 4: 48, 8: 40}[block_size] // 8
-
-
-def test_blocks_of_several_groups_meet_in_a_batch():
-    assert any(len({GROUPS[row] for row in batch}) > 1 for batch in batches())
-    assert all(len({GROUPS[row] for row in batch}) == 1 for batch in batches(block_size=8))
-
-
-def test_the_order_follows_from_seed_and_epoch():
-    assert batches() == batches()
-    assert batches(epoch=3) == batches(epoch=3)
-    assert batches() != batches(epoch=1) != batches(epoch=2)
-    assert batches() != batches(seed=5)
-
-
-def test_rows_left_out_in_one_epoch_come_in_another():
-    seen = {row for epoch in range(20) for batch in batches(epoch=epoch) for row in batch}
-    assert seen == set(range(len(GROUPS)))
-
-
-def test_groups_that_come_first_open_the_first_epoch_only():
-    def groups_in_order(epoch):
-        rows = [row for batch in batches(first=("c", "a"), epoch=epoch) for row in batch]
-        return [GROUPS[row] for row in rows]
-
-    assert groups_in_order(0) == 28 * ["c"] + 12 * ["a"] + 8 * ["b"]
-    assert groups_in_order(1) != sorted(groups_in_order(1), key="cab".index)
-
-
-def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"Groups \['d'\] are to come first"):
-        batches(first=("a", "d"))
-    with pytest.raises(ValueError, match="block_size 3 does not divide the batch size 8"):
-        batches(block_size=3)
-    with pytest.raises(ValueError, match="There are 4 rows and 3 groups"):
-        batches(groups=list("abc"), rows=Dataset.from_dict({"row": [0, 1, 2, 3]}))
+    model = load(checkpoint)
+    trainer = UMarvelTrainer(model=model, args=arguments, train_dataset=rows.dataset, callbacks=[rows])
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 4 and all(math.isfinite(loss) and loss > 0 for loss in losses)
+    card = json.dumps(model.model_card_data.train_datasets, default=str)
+    assert "anchor" in card and "negative_1" in card

@@ -17,7 +17,7 @@ from train_on_ranks import WORDS
 from umarvel_hf.encoding import load
 from umarvel_hf.modeling.modeling_umarvel import UMarvelModel
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
-from umarvel_hf.trainer.losses import similarity_of
+from umarvel_hf.trainer.losses import DistillKL, NotFinite, similarity_of
 from umarvel_hf.trainer.trainer import UMarvelTrainer
 
 INSTRUCTION = "Find an image that matches the given text."
@@ -54,9 +54,9 @@ def train(model, rows, out, **settings):
         "use_cpu": True,
         "disable_tqdm": True,
     }
-    resume = settings.pop("resume_from_checkpoint", None)
+    resume, loss = settings.pop("resume_from_checkpoint", None), settings.pop("loss", None)
     arguments = UMarvelTrainingArguments(str(out), **(defaults | settings))
-    trainer = UMarvelTrainer(model=model, args=arguments, train_dataset=rows)
+    trainer = UMarvelTrainer(model=model, args=arguments, train_dataset=rows, loss=loss)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -150,15 +150,69 @@ def test_activation_checkpointing_trains_the_same_model(checkpoint, rows, tmp_pa
         torch.testing.assert_close(parameter, expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_rows_may_bring_hard_negatives_and_ids(checkpoint, tmp_path, pictures):
-    rows = Dataset.from_dict({
+@pytest.fixture(scope="module")
+def labelled():
+    return {
         "query": ["a dog", "a bench", "a dog", "red"],
         "positive": ["the dog", "the bench", "one dog", "the red"],
         "negative": ["a cat", "a chair", "a cow", "blue"],
-        "label": [[1, 10, 12], [2, 11, -1], [1, 12, 10], [3, 13, -1]],
-    })  # fmt: skip
-    trainer = train(load(checkpoint), rows, tmp_path, max_steps=1)
-    assert math.isfinite(trainer.state.log_history[0]["loss"])
+        "label": [[1, 10, 20, 12], [2, 11, 12, -1], [1, 12, 21, 10], [3, 13, -1, -1]],
+    }
+
+
+def test_rows_may_bring_hard_negatives_and_ids(checkpoint, tmp_path, labelled):
+    trainer = train(load(checkpoint), Dataset.from_dict(labelled), tmp_path, max_steps=3, logging_steps=2)
+    first = trainer.state.log_history[0]
+    assert math.isfinite(first["loss"])
+    # Rows 0 and 2 are of one query, and the negative of row 1 is right for both: of 4 · 7 negatives four are left out.
+    assert first["masked_share"] == pytest.approx(4 / 28, abs=1e-6)
+
+
+def test_padding_and_speed_are_logged_of_every_batch_once(checkpoint, tmp_path, labelled):
+    model, pairs = load(checkpoint), {name: labelled[name] for name in ("query", "positive")}
+    masks = [model.preprocess(column)["attention_mask"] for column in pairs.values()]
+    tokens, slots = sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
+    rows = Dataset.from_dict(pairs)
+    for mini_batch_size in (None, 2):
+        trainer = train(model, rows, tmp_path, max_steps=2, mini_batch_size=mini_batch_size, logging_steps=2)
+        first, *_, last = trainer.state.log_history
+        assert first["padding_share"] == pytest.approx(1 - tokens / slots, abs=1e-6) and first["padding_share"] > 0
+        assert first["masked_share"] == 0  # no ids, nothing is known
+        # The clock of the log runs from the first batch to the log, the host's from before to after that.
+        assert first["tokens_per_second"] > 2 * tokens / last["train_runtime"]
+        assert not any(name in last for name in ("padding_share", "tokens_per_second", "temperature"))
+
+
+def test_a_teacher_may_be_distilled_and_has_nothing_masked(checkpoint, tmp_path, labelled):
+    scores = {"label": [[[1.2, 0.1], [1.0, 0.0]], [[0.3, 0.9], [1.0, 0.0]]] * 2}
+    model = load(checkpoint)
+    trainer = train(model, Dataset.from_dict(labelled | scores), tmp_path, loss=DistillKL(model, 3), max_steps=2)
+    assert trainer.state.log_history[0]["loss"] > trainer.state.log_history[1]["loss"] > 0
+    assert "padding_share" in trainer.state.log_history[0] and "masked_share" not in trainer.state.log_history[0]
+    assert similarity_of(model).temperature.item() != similarity_of(load(checkpoint)).temperature.item()
+
+
+def test_a_loss_that_is_not_a_number_stops_the_training_before_a_weight_moves(checkpoint, tmp_path, labelled):
+    scores = {"label": [[[1.2, 0.1], [1.0, 0.0]], [[0.3, math.inf], [1.0, 0.0]]] * 2}
+    model = load(checkpoint)
+    with pytest.raises(NotFinite) as refused:
+        train(model, Dataset.from_dict(labelled | scores), tmp_path, loss=DistillKL(model), max_steps=1)
+    assert refused.value.labels.shape == (4, 2, 2)
+    untouched = dict(load(checkpoint).named_parameters())
+    assert all(torch.equal(parameter, untouched[name]) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("cast", [False, True], ids=["loaded", "cast"])
+def test_the_temperature_of_a_bfloat16_model_is_trained_and_saved_in_float32(checkpoint, tmp_path, labelled, cast):
+    model = load(checkpoint).to(torch.bfloat16) if cast else load(checkpoint, model_kwargs={"dtype": torch.bfloat16})
+    start = similarity_of(model).log_temperature.item()
+    # Adam's steps are as long as the rate; bfloat16 knows no number between -3 and -2.984.
+    train(model, Dataset.from_dict(labelled), tmp_path, max_steps=3, temperature_learning_rate=1e-4)
+    trained = similarity_of(model).log_temperature
+    assert trained.dtype == torch.float32 and 0 < abs(trained.item() - start) < 4e-4
+    assert next(model.parameters()).dtype == torch.bfloat16
+    model.save_pretrained(tmp_path / "trained")
+    assert similarity_of(load(tmp_path / "trained")).log_temperature.item() == trained.item()
 
 
 def adapted(checkpoint, rows, out, **settings):

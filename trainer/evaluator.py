@@ -67,6 +67,41 @@ class Slice(MBeir):
         return self._drawn[task, split]
 
 
+class Trial(Slice):
+    """A benchmark cut down, training split included, so that a trial of a recipe sees every stage in a minute.
+
+    A training query is drawn like those of a slice, some of every data set and task; the training pool holds their
+    positives and as many others.
+    """
+
+    TRAIN_QUERIES = 64  # of a data set and task
+
+    def __init__(self, benchmark: MBeir) -> None:
+        super().__init__(benchmark, queries_per_task=4, candidates_per_task=16)
+
+    def train_queries(self) -> list[Query]:
+        """The drawn training queries, in the order of the file."""
+        groups: dict[tuple[str, int], list[int]] = {}
+        whole = self._whole.train_queries()
+        for at, query in enumerate(whole):
+            groups.setdefault((query.qid.split(":")[0], query.task_id), []).append(at)
+        drawn = [
+            rows[at]
+            for rows in groups.values()
+            for at in _least([f"{whole[row].qid} {row}".encode() for row in rows], self.TRAIN_QUERIES)
+        ]
+        return [whole[at] for at in sorted(drawn)]
+
+    def union_pool(self, split: str = "test") -> Pool:
+        """For training: the positives of the drawn queries and as many other candidates, in the order of the file."""
+        if split != "train":
+            return super().union_pool(split)
+        pool = self._whole.union_pool("train")
+        right = np.unique(pool.positions([did for query in self.train_queries() for did in query.positives]))
+        rest = np.setdiff1d(np.arange(len(pool)), right)
+        return pool.subset(np.union1d(right[right >= 0], rest[_least(pool.dids[rest], len(right))]))
+
+
 class RetrievalEvaluator(SentenceEvaluator):
     """Retrieval by the model in training, as ``evaluate_benchmark`` measures it, for ``UMarvelTrainer(evaluator=...)``.
 

@@ -1,162 +1,259 @@
-"""A recipe: everything that training a model needs, in one flat YAML file, and the run that follows it."""
+"""A recipe: everything that a training needs, as a list of stages."""
 
-import dataclasses
-import inspect
-import logging
-import re
-import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
-from importlib.resources import files
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import yaml
+from umarvel_hf.emoji.base import BaseSize
+from umarvel_hf.negatives import Filters
+from umarvel_hf.trainer.adapters import Lora
 
-from umarvel_hf.checkpoint import model_card, new_model
-from umarvel_hf.data import MBeir
-from umarvel_hf.emoji.base import BaseSize, build_base
-from umarvel_hf.encoding import load
-from umarvel_hf.evaluation.benchmark import evaluate_benchmark
-from umarvel_hf.evaluation.results import Result
-from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
-from umarvel_hf.trainer.augmentation import Augmentation
-from umarvel_hf.trainer.rows import BlockBatchSampler, mbeir_rows
-from umarvel_hf.trainer.trainer import UMarvelTrainer
-
-logger = logging.getLogger(__name__)
+Pool = Literal["local", "union"]
 
 
 @dataclass(frozen=True)
+class Start:
+    """What the first stage starts from: exactly one of ``tiny``, ``smollm2`` and ``model``.
+
+    Args:
+        tiny: A base of this size, built from nothing, its vocabulary learned from the benchmark's training texts.
+        smollm2: A Qwen2-VL whose language model is SmolLM2-135M (:mod:`umarvel_hf.smollm2`); its options.
+        model: Folder or Hub id of a U-MARVEL checkpoint, or of any vision-language model.
+        positions, deepstack: As published checkpoints have them ("sequential", off), or as the backbone does (recipe.md
+            §1.4, §1.5).
+    """
+
+    tiny: BaseSize | None = None
+    smollm2: dict[str, int] | None = None
+    model: str | None = None
+    positions: Literal["native", "sequential"] = "native"
+    deepstack: bool = True
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("tiny", "smollm2", "model") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of tiny, smollm2 and model; found {given}.")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured: a slice of the validation split after every stage, and the test split at the end."""
+
+    queries_per_task: int = 50
+    candidates_per_task: int = 1000
+    test: bool = False
+
+
+@dataclass(frozen=True)
+class Nli:
+    """Sentences of a CSV file with the columns ``sent0, sent1, hard_neg``; ``snli``: ``umarvel_hf.fetch`` gets it."""
+
+    nli: str
+    negatives: bool = False
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Pictures and texts that describe them: jsonl, Parquet, a saved ``datasets`` folder, or a data set on the Hub."""
+
+    captions: str
+    text: str = "text"
+    image: str = "image"
+    images: str | None = None
+    direction: Literal["text-to-image", "image-to-text"] = "text-to-image"
+    instruction: str | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """The benchmark's training queries with their instructions: of all tasks, or of the groups named."""
+
+    mbeir: Literal["all"] | list[str]
+    weight: float = 1.0
+
+
+Data = Nli | Captions | Instructions
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Which mined negatives a row gets (recipe.md §6.5).
+
+    Args:
+        table: The stage that mined them, ``mine`` or ``score``.
+        local, union: How many from the lists of either pool.
+        strategy, window, wrong_modality: See :class:`umarvel_hf.negatives.Strategy`.
+        filters: See :class:`umarvel_hf.negatives.Filters`.
+        shared: Whether every query of the global batch sees them, or only their own row (§4.3).
+        tasks: Another ``strategy`` and ``window`` for the groups named.
+    """
+
+    table: str
+    local: int = 0
+    union: int = 0
+    strategy: Literal["top", "window", "random"] = "top"
+    window: tuple[int, int] | None = None
+    wrong_modality: int = 0
+    filters: Filters = field(default_factory=Filters)
+    shared: bool = True
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of a recipe; ``name`` is that of its folder and how others refer to it."""
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Stage):
+    """A stage that changes weights.
+
+    Args:
+        training: Fields of ``UMarvelTrainingArguments``.
+        lora: Train an adapter, merged when the stage is done; None: all weights.
+        attn_implementation: Attention kernel of this stage.
+    """
+
+    training: dict[str, Any]
+    lora: Lora | None = None
+    attn_implementation: str = "sdpa"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding(Training):
+    """A stage that trains the embedder.
+
+    Args:
+        batches: ``mixed`` row by row, ``per_task``, or how many rows of one task stand together.
+        first: Groups that open the first epoch, one after the other.
+        temperature: Whether it is learned.
+        augmentation: Arguments of ``Augmentation``.
+    """
+
+    batches: int | Literal["mixed", "per_task"] = "mixed"
+    first: list[str] = field(default_factory=list)
+    temperature: Literal["learned", "fixed"] = "learned"
+    augmentation: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrastive(Embedding):
+    """InfoNCE on pairs or triplets of several data sets (recipe.md §4.2, §5).
+
+    Args:
+        data: One or more; each has a weight, how often its rows come in an epoch.
+        symmetric: Candidates look for their queries, too (§4.4).
+        optional: Leave the stage out where its data have to be fetched and cannot be.
+    """
+
+    data: list[Data]
+    symmetric: bool = False
+    optional: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Stage):
+    """Rank the training pools for every training query with the model so far (recipe.md §6.1–6.3)."""
+
+    pools: list[Pool] = field(default_factory=lambda: ["local", "union"])
+    depth: int = 100
+    share: float = 1.0
+    batch_size: int = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardNegatives(Embedding):
+    """InfoNCE on training queries with mined negatives (recipe.md §6.5), mined anew every so often if told to."""
+
+    negatives: Negatives
+    remine_every_epochs: int | None = None
+    remine_every_steps: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reranker(Training):
+    """Train a point-wise re-ranker on mined lists (recipe.md §7.1).
+
+    Args:
+        table: The ``mine`` stage whose local lists hold the negatives.
+        base: What it starts from: a folder, a Hub id or an earlier stage; None: what the recipe starts from.
+        max_text_tokens: Longer texts are cut, in training only.
+    """
+
+    table: str
+    base: str | None = None
+    max_text_tokens: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Stage):
+    """Teacher scores for mined lists: ``cosine + weight · P(Yes)`` (recipe.md §7.5).
+
+    Args:
+        weight: None: fitted on the validation split.
+    """
+
+    table: str
+    reranker: str
+    top: int = 50
+    weight: float | None = None
+    batch_size: int = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(Embedding):
+    """Learn the teacher's distribution over each query's own candidates (recipe.md §7.6)."""
+
+    table: str
+    top: int = 50
+    keep_positive: bool = False
+    infonce_weight: float = 0.0
+
+
+KINDS: dict[str, type[Stage]] = {
+    "contrastive": Contrastive,
+    "mine": Mine,
+    "hard_negatives": HardNegatives,
+    "reranker": Reranker,
+    "score": Score,
+    "distill": Distill,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What a recipe file says; its keys are these fields.
 
     Args:
         name: Names the run.
         seed: Seed of weights, rows, order and changes to pictures.
-        block_size: Rows of one task that stand together in a batch (``BlockBatchSampler``).
-        first: Data sets and tasks that open the first epoch, one after the other (``BlockBatchSampler``).
-        attn_implementation: Attention kernel of the training run.
-        training: Fields of ``UMarvelTrainingArguments``.
-        augmentation: Arguments of ``Augmentation``.
-        base: Fields of ``BaseSize``.
+        start: What the first stage starts from.
+        stages: In the order in which they run.
+        benchmark: Folder in M-BEIR's layout, unless another is given with the run; None: the embedded one.
+        max_pixels: Larger pictures are scaled down to so many, from the start on.
+        bad_rows: Whether a row that cannot be used ends the run, or is left out and listed in ``quarantine.jsonl``.
+        evaluation: What is measured; None: nothing.
     """
 
     name: str
     seed: int
-    block_size: int
-    first: list[str]
-    attn_implementation: str
-    training: dict[str, Any]
-    augmentation: dict[str, float]
-    base: BaseSize = field(default_factory=BaseSize)
+    start: Start
+    stages: list[Stage]
+    benchmark: str | None = None
+    max_pixels: int | None = None
+    bad_rows: Literal["stop", "quarantine"] = "stop"
+    evaluation: Evaluation | None = None
 
+    @property
+    def needs_benchmark(self) -> bool:
+        """Whether a benchmark is learned from or measured on."""
+        learned = any(isinstance(stage, Mine | HardNegatives | Reranker | Distill) for stage in self.stages)
+        asked = any(isinstance(one, Instructions) for stage in self.stages for one in getattr(stage, "data", ()))
+        return learned or asked or self.evaluation is not None or self.start.tiny is not None
 
-def read_recipe(recipe: str | Path) -> Recipe:
-    """Read a recipe: the name of one that is shipped, or the path of a YAML file.
-
-    Raises:
-        FileNotFoundError: Neither a file nor a shipped recipe; the shipped ones are listed.
-        ValueError: A key is unknown or missing.
-    """
-    recipes = [file for file in files("umarvel_hf.recipes").iterdir() if file.name.endswith(".yaml")]
-    shipped = {file.name.removesuffix(".yaml"): file for file in recipes}
-    path = shipped.get(str(recipe), Path(recipe))
-    if not path.is_file():
-        listed = ", ".join(sorted(shipped))
-        raise FileNotFoundError(f"{recipe} is neither a file nor a shipped recipe; shipped are: {listed}.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())}).") from error
-    _check_keys(f"{path}", content, known := _fields(Recipe), required=known)
-    _check_keys(f"{path}: base", content["base"], _fields(BaseSize))
-    _check_keys(f"{path}: training", content["training"], _fields(UMarvelTrainingArguments))
-    for name, value in content["training"].items():
-        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value):  # so YAML 1.1 reads 2e-3
-            number = value.replace("e", ".0e")
-            raise ValueError(f"{path}: training: {name} is the text {value!r}, no number; write a point: {number}.")
-    known = [name for name in inspect.signature(Augmentation).parameters if name != "seed"]
-    _check_keys(f"{path}: augmentation", content["augmentation"], known, required=known)
-    return Recipe(**{**content, "base": BaseSize(**content["base"])})
-
-
-def train(recipe: str | Path, out: str | Path, *, benchmark: MBeir, max_steps: int | None = None) -> Path:
-    """Train a tiny model from scratch as a recipe says.
-
-    The same command again goes on from the last checkpoint; once ``out/model`` is there, nothing is left to do.
-
-    Args:
-        recipe: Name or path (:func:`read_recipe`).
-        out: Folder of the run: ``base``, ``start``, ``checkpoints``, ``model``, and ``result.json`` on the test split.
-        benchmark: Its training split is learned, its test split measured.
-        max_steps: Fewer steps than the recipe says, for a trial.
-
-    Returns:
-        ``out/model``, a checkpoint that three libraries load.
-    """
-    if max_steps is not None and max_steps < 1:
-        raise ValueError(f"max_steps is {max_steps}; give at least 1, or leave it out for the recipe's own number.")
-    plan, out = read_recipe(recipe), Path(out)
-    if (out / "model").is_dir():
-        logger.info("%s is finished; remove it to train again.", out / "model")
-        return out / "model"
-    if not (out / "start" / "README.md").is_file():  # the file that is written last
-        shutil.rmtree(out / "start", ignore_errors=True)  # cut short
-        base = build_base(benchmark, out / "base", plan.base, plan.seed)
-        new_model(base, out / "start")
-    model = load(str(out / "start"), device="cpu", model_kwargs={"attn_implementation": plan.attn_implementation})
-    rows, groups = mbeir_rows(benchmark, seed=plan.seed)
-    arguments = UMarvelTrainingArguments(
-        output_dir=str(out / "checkpoints"),
-        seed=plan.seed,
-        batch_sampler=partial(BlockBatchSampler, groups=groups, block_size=plan.block_size, first=plan.first),
-        **{**plan.training, **({} if max_steps is None else {"max_steps": max_steps})},
-    )
-    augmentation = Augmentation(**plan.augmentation, seed=plan.seed)
-    trainer = UMarvelTrainer(
-        model=model, args=arguments, train_dataset=rows.with_transform(augmentation), callbacks=[augmentation]
-    )
-    trainer.train(resume_from_checkpoint=_last_checkpoint(out / "checkpoints"))
-    unfinished = out / "model.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(str(unfinished), create_model_card=False)
-    _evaluate(unfinished, plan, benchmark).save(out / "result.json")
-    return unfinished.rename(out / "model")
-
-
-def _evaluate(folder: Path, plan: Recipe, benchmark: MBeir) -> Result:
-    """Measure the checkpoint in ``folder`` on the test split, and write its card."""
-    model = load(str(folder), device="cpu")
-    result = evaluate_benchmark(
-        model, benchmark, settings={"model": plan.name, "command": f"umarvel train {plan.name}"}
-    )
-    notes = files("umarvel_hf.trainer").joinpath("trained_card.md").read_text(encoding="utf-8")
-    embedder: Any = model[0].model
-    card = model_card(
-        embedder,
-        base=f"{plan.name}: a tiny model trained from nothing",
-        made_by=f"umarvel train {plan.name}",
-        notes=notes.format(recipe=yaml.safe_dump(dataclasses.asdict(plan), sort_keys=False), table=result.table()),
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    return result
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The last complete checkpoint: one that was cut short lacks the trainer's state, which is written last."""
-    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")))) if complete else None
-
-
-def _fields(kind: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(kind)]
-
-
-def _check_keys(where: str, given: Any, known: Iterable[str], required: Iterable[str] = ()) -> None:
-    if not isinstance(given, dict):
-        raise ValueError(f"{where}: found {given!r}; write keys and values, as the shipped recipes do.")
-    unknown, missing = sorted(given.keys() - set(known), key=str), sorted(set(required) - given.keys())
-    if unknown or missing:
-        raise ValueError(f"{where}: unknown keys {unknown}, missing keys {missing}; known are {sorted(known)}.")
+    def stage(self, name: str) -> Stage:
+        """The stage of that name."""
+        return next(stage for stage in self.stages if stage.name == name)

@@ -1,134 +1,157 @@
-"""Rows for the trainer from M-BEIR queries, and the order in which batches take them."""
+"""Rows of several sources as one data set for the trainer."""
 
-import random
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
-import torch
+import numpy as np
 from datasets import Dataset
-from sentence_transformers.base.sampler import DefaultBatchSampler
-from torch.utils.data import SequentialSampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from umarvel_hf.data import MODALITIES, MBeir, Pool, Query
-from umarvel_hf.messages import Message, chat
+from umarvel_hf.messages import Message, load_image
+from umarvel_hf.negatives import NegativeTable
+from umarvel_hf.trainer.augmentation import Augmentation
 from umarvel_hf.trainer.losses import PADDING_ID
+from umarvel_hf.trainer.sources import Source
 
 
-def mbeir_rows(benchmark: MBeir, *, seed: int) -> tuple[Dataset, list[str]]:
-    """One row for every training query: anchor, positive, and the ids that keep false negatives out of the loss.
+class TrainingRows(TrainerCallback):
+    """Rows of several sources, drawn anew in every epoch.
 
-    The positive and the prompt of a query are drawn from its own random state, so a row is the same on every rank and
-    after a resume.
-
-    Args:
-        benchmark: Its union of training queries and its union training pool are read.
-        seed: Seed of the draws.
-
-    Returns:
-        A data set with the columns ``anchor`` (a chat with the instruction as system message), ``positive`` (a chat)
-        and ``label`` (see ``InfoNCE``), its pictures as paths that are opened when a batch is made; and the group of
-        every row: data set and task, such as ``"102 task 7"``.
-
-    Raises:
-        ValueError: A query names no positive, or one that is not in the pool.
-    """
-    queries, pool = benchmark.train_queries(), benchmark.union_pool("train")
-    width = max(len(query.positives) for query in queries)
-    rows: dict[str, list[Any]] = {"anchor": [], "positive": [], "label": []}
-    groups, chosen = [], []
-    for number, query in enumerate(queries):
-        draw = random.Random(f"{seed}-{query.qid}-{number}")
-        positive, others = _draw_positive(draw, query, pool)
-        instruction = draw.choice(benchmark.prompts(query, MODALITIES[pool.modalities[positive]]))
-        rows["anchor"].append(_paths_as_strings(chat(query.item, instruction)))
-        rows["label"].append([number, positive, *others, *[PADDING_ID] * (width - 1 - len(others))])
-        groups.append(f"{query.qid.split(':')[0]} task {query.task_id}")
-        chosen.append(positive)
-    rows["positive"] = [_paths_as_strings(chat(candidate.item)) for candidate in pool.at(chosen)]
-    return Dataset.from_dict(rows), groups
-
-
-class BlockBatchSampler(DefaultBatchSampler):
-    """Batches made of blocks, each block of one group (say, one task).
-
-    One group a batch gives the hardest negatives that a batch holds by itself; groups mixed row by row teach which
-    modality is asked for. Blocks lie between: ``block_size=1`` mixes rows, ``block_size=batch_size`` gives one group a
-    batch.
+    A row follows from seed, epoch and its place alone: it is the same on every rank, for every number of workers, and
+    after a resume. Pass ``dataset`` to the trainer and this object as a callback, which is how it learns the epoch.
 
     Args:
-        dataset: The rows; their number must be that of ``groups``.
+        sources: One or more. Where their columns differ, batches must not mix them: pass ``columns`` to the
+            :class:`~umarvel_hf.trainer.batches.BlockBatchSampler`.
+        seed: Seed of all draws.
+        augmentation: Changes pictures; None: they stay as they are.
+
+    Attributes:
+        dataset: Holds the numbers of rows, and gives chats: the columns of a row's source, and ``label``, whose first
+            number is the row's own in all sources. Pictures stay unopened until training begins.
         groups: The group of every row.
-        block_size: Rows of one group that stand together; it divides the batch size. What is left of a group when its
-            blocks are full is left out for this epoch, others the next.
-        first: Groups whose blocks open the first epoch, one group after the other, before the others are mixed. A model
-            that knows nothing yet learns fastest from one plain task; many at once hold it where all vectors are alike.
-        kwargs: As the host passes them: ``batch_size``, ``drop_last``, ``valid_label_columns``, ``generator``,
-            ``seed``.
+        columns: The columns of every group.
     """
 
-    def __init__(
-        self, dataset: Dataset, *, groups: Sequence[str], block_size: int, first: Sequence[str], **kwargs: Any
-    ) -> None:
-        super().__init__(SequentialSampler(dataset), **kwargs)
-        if len(groups) != len(dataset):
-            raise ValueError(f"There are {len(dataset):,} rows and {len(groups):,} groups; give one group a row.")
-        if self.batch_size % block_size:
-            raise ValueError(
-                f"block_size {block_size} does not divide the batch size {self.batch_size}; choose one that does."
-            )
-        if unknown := sorted(set(first) - set(groups)):
-            raise ValueError(f"Groups {unknown} are to come first, but there are only {sorted(set(groups))}.")
-        self.block_size, self.first = block_size, list(first)
-        self.rows_of: dict[str, list[int]] = {}
-        for row, group in enumerate(groups):
-            self.rows_of.setdefault(group, []).append(row)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        blocks = []
-        for group, rows in self.rows_of.items():
-            order = torch.randperm(len(rows), generator=generator).tolist()
-            full = len(rows) // self.block_size * self.block_size
-            place = self.first.index(group) if self.epoch == 0 and group in self.first else len(self.first)
-            blocks += [
-                (place, [rows[i] for i in order[at : at + self.block_size]]) for at in range(0, full, self.block_size)
-            ]
-        mixed = [blocks[i] for i in torch.randperm(len(blocks), generator=generator).tolist()]
-        shuffled = [block for _, block in sorted(mixed, key=lambda placed: placed[0])]
-        per_batch = self.batch_size // self.block_size
-        for at in range(0, len(self) * per_batch, per_batch):
-            yield [row for block in shuffled[at : at + per_batch] for row in block]
+    def __init__(self, sources: Sequence[Source], *, seed: int, augmentation: Augmentation | None = None) -> None:
+        self.sources, self.seed, self.augmentation = list(sources), seed, augmentation
+        self.epoch, self.training = 0, False
+        self._starts = np.cumsum([0, *map(len, self.sources)])
+        self._width = max(source.label_width for source in self.sources)
+        self.groups = list(chain.from_iterable(source.groups for source in self.sources))
+        self.columns: dict[str, tuple[str, ...]] = {}
+        for source in self.sources:
+            for group in dict.fromkeys(source.groups):
+                if self.columns.setdefault(group, source.columns) != source.columns:
+                    raise ValueError(
+                        f"Two sources have rows of {group!r}, with the columns {', '.join(self.columns[group])} and "
+                        f"{', '.join(source.columns)}. Train on them in stages of their own."
+                    )
+        # The model card reads slices with rows of all kinds, which have the columns of all, some of them empty.
+        self._every_column = tuple(dict.fromkeys(chain.from_iterable(self.columns.values())))
+        self.dataset = _Chats(self)
 
     def __len__(self) -> int:
-        blocks = sum(len(rows) // self.block_size for rows in self.rows_of.values())
-        return blocks * self.block_size // self.batch_size
+        return int(self._starts[-1])
+
+    def use(self, tables: Mapping[str, NegativeTable]) -> None:
+        """Have the sources that take mined lists take these from now on."""
+        for source in self.sources:
+            if hasattr(source, "use"):
+                source.use(tables)
+
+    def name(self, label_qid: int) -> str:
+        """Where the row comes from whose label begins with this number, such as ``"train.jsonl:7, query '9:12'"``."""
+        source, number = self._locate(label_qid)
+        return source.origin(number)
+
+    def chats(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """The rows of these numbers, as they are in this epoch."""
+        located = [self._locate(number) for number in numbers]
+        rows: list[dict[str, Any]] = [{}] * len(located)
+        for source in dict.fromkeys(source for source, _ in located):
+            places = [at for at, (other, _) in enumerate(located) if other is source]
+            drawn = source.rows([located[at][1] for at in places], self.seed, self.epoch)
+            for at, row in zip(places, drawn, strict=True):
+                rows[at] = self._finished(row, source, located[at][1])
+        return rows
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse workers that would not see the epoch change."""
+        if args.dataloader_persistent_workers:
+            raise ValueError(
+                "dataloader_persistent_workers is True; workers that outlive an epoch would draw every row as in the "
+                "first one. Leave it out."
+            )
+        self.training = True
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note the epoch, also one that is gone on with in its middle."""
+        self.epoch = int(state.epoch or 0)
+        # On several ranks the host does not tell it to the sampler of an epoch that is gone on with in its middle.
+        sampler = getattr(kwargs.get("train_dataloader"), "batch_sampler", None)
+        while sampler is not None:
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(self.epoch)
+            sampler = getattr(sampler, "batch_sampler", None)
+
+    def _locate(self, number: int) -> tuple[Source, int]:
+        at = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return self.sources[at], int(number - self._starts[at])
+
+    def _finished(self, row: dict[str, Any], source: Source, number: int) -> dict[str, Any]:
+        start = int(self._starts[self.sources.index(source)])
+        label = row["label"]
+        if isinstance(label[0], int):  # ids, see InfoNCE; otherwise scores
+            label = [start + label[0], *label[1:], *[PADDING_ID] * (self._width - len(label))]
+        try:
+            shown = {
+                column: self._shown(row.get(column, []), f"{self.seed}-{self.epoch}-{start + number}-{column}")
+                for column in (source.columns if self.training else self._every_column)
+            }
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(f"{source.origin(number)}: {error}") from error
+        return {**shown, "label": label}
+
+    def _shown(self, messages: list[Message], draw: str) -> list[Message]:
+        if not self.training:  # the model card shows no picture
+            return messages
+        if self.augmentation is not None:
+            return self.augmentation(messages, draw)
+        return [
+            {
+                **message,
+                "content": [
+                    {**part, "image": load_image(part["image"])} if part.get("image") is not None else part
+                    for part in message["content"]
+                ],
+            }
+            for message in messages
+        ]
 
 
-def _draw_positive(draw: random.Random, query: Query, pool: Pool) -> tuple[int, list[int]]:
-    """The positions in the pool of one positive and of the others."""
-    if not query.positives:
-        raise ValueError(f"Training query {query.qid!r} names no positive; complete its pos_cand_list or remove it.")
-    positions = pool.positions(query.positives).tolist()
-    did, positive = draw.choice(list(zip(query.positives, positions, strict=True)))
-    if positive < 0:
-        raise ValueError(
-            f"Training query {query.qid!r} has positive {did!r}, which is not among the {len(pool):,} candidates of "
-            "the union training pool. Use the pool that these queries were written for."
-        )
-    return positive, [other for other in positions if other not in (positive, -1)]
+class _Chats(Dataset):
+    """Row numbers in Arrow that become chats when they are asked for.
 
+    A transform would do the same, but datasets pickles one, with every query behind it, for each copy's fingerprint.
+    """
 
-def _paths_as_strings(messages: list[Message]) -> list[Message]:
-    """Arrow knows no paths, and wants the same keys in every part."""
-    keys = ("type", "text", "image")
-    return [
-        {
-            "role": message["role"],
-            "content": [
-                {key: str(part[key]) if isinstance(part.get(key), Path) else part.get(key) for key in keys}
-                for part in message["content"]
-            ],
-        }
-        for message in messages
-    ]
+    def __init__(self, rows: TrainingRows) -> None:
+        super().__init__(Dataset.from_dict({"row": np.arange(len(rows))}).data)
+        self._training_rows = rows
+
+    def __getitem__(self, key: Any) -> Any:
+        numbers = super().__getitem__(key)["row"]
+        if isinstance(numbers, int):
+            return self._training_rows.chats([numbers])[0]
+        rows = self._training_rows.chats(list(numbers))
+        columns = sorted(dict.fromkeys(chain.from_iterable(rows)), key="label".__eq__)
+        return {column: [row.get(column, []) for row in rows] for column in columns}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[number] for number in range(len(self)))

@@ -1,21 +1,25 @@
 """The trainer: Sentence Transformers' own, with a temperature that the model holds and all ranks agree on."""
 
+import time
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from umarvel_hf.trainer.adapters import ResumesAdapters
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
-from umarvel_hf.trainer.losses import InfoNCE, similarity_of
+from umarvel_hf.trainer.losses import EmbeddingLoss, InfoNCE, similarity_of
 
 
-class UMarvelTrainer(SentenceTransformerTrainer):
+class UMarvelTrainer(ResumesAdapters, SentenceTransformerTrainer):  # type: ignore[misc]  # one argument, as the host's
     """``SentenceTransformerTrainer`` whose default loss is :class:`InfoNCE` with the model's learned temperature.
 
     Everything else (several data sets, gradient accumulation, adapters, evaluators, checkpoints, the Hub) is the
-    host's. The temperature is logged beside the loss.
+    host's. Beside the loss are logged the temperature, the tokens a second of all ranks together, and what share of
+    the padded batches was padding and of the negatives left out as known to be right, since the last time.
 
     Args:
         model: A U-MARVEL checkpoint as ``SentenceTransformer``.
@@ -33,6 +37,7 @@ class UMarvelTrainer(SentenceTransformerTrainer):
         self, model: SentenceTransformer | None = None, args: UMarvelTrainingArguments | None = None, **kwargs: Any
     ) -> None:
         super().__init__(model=model, args=args, **kwargs)
+        similarity_of(self.model).float()  # whatever a model was cast to, steps of bfloat16 are too coarse for it
         temperatures = [parameter for parameter in similarity_of(self.model).parameters() if parameter.requires_grad]
         if self.args.temperature_learning_rate is not None and not temperatures:
             raise ValueError(
@@ -53,8 +58,28 @@ class UMarvelTrainer(SentenceTransformerTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the temperature wherever there is a loss."""
         if "loss" in logs:
-            logs["temperature"] = round(similarity_of(self.model).temperature.item(), 6)
+            temperature = round(similarity_of(self.model).temperature.item(), 6)
+            logs = logs | {"temperature": temperature} | self._counted()
         super().log(logs, start_time)
+
+    def _counted(self) -> dict[str, float]:
+        """Speed and shares of what all ranks trained since the last call; nothing where losses do not count it."""
+        losses = self.loss.values() if isinstance(self.loss, dict) else [self.loss]
+        counts = [loss.counts for loss in losses if isinstance(loss, EmbeddingLoss) and loss.counts]
+        now = time.perf_counter()
+        total = [float(sum(one[name] for one in counts)) for name in ("tokens", "slots", "masked", "negatives")]
+        total.append(now - min((one["started"] for one in counts), default=now))
+        for one in counts:
+            one.clear()
+        summed = self.accelerator.reduce(torch.tensor(total, device=self.args.device), "sum")
+        tokens, slots, masked, negatives, seconds = summed.tolist()
+        logs = {}
+        if tokens:
+            logs["tokens_per_second"] = round(tokens / (seconds / self.args.world_size), 1)
+            logs["padding_share"] = round(1 - tokens / slots, 6)
+        if negatives:
+            logs["masked_share"] = round(masked / negatives, 6)
+        return logs
 
 
 def average_over_ranks(gradient: Tensor) -> Tensor:

@@ -18,28 +18,35 @@ if _typing.TYPE_CHECKING:
     from umarvel_hf.evaluation.results import Result
     from umarvel_hf.index import FlatIndex, Hit, build_index, retrieve
     from umarvel_hf.messages import ItemError
+    from umarvel_hf.negatives import NegativeTable
     from umarvel_hf.report import write_report
     from umarvel_hf.reranking import Fusion, Reranker
     from umarvel_hf.search import Encoder
     from umarvel_hf.store import VectorStore
     from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
+    from umarvel_hf.trainer.callbacks import HardNegativeMining
     from umarvel_hf.trainer.evaluator import RetrievalEvaluator
-    from umarvel_hf.trainer.losses import InfoNCE
+    from umarvel_hf.trainer.losses import DistillKL, InfoNCE
+    from umarvel_hf.trainer.recipe import Recipe
     from umarvel_hf.trainer.trainer import UMarvelTrainer
 
 __all__ = [
     "Audit",
     "Candidate",
     "ConversionReport",
+    "DistillKL",
     "Encoder",
     "FlatIndex",
     "Fusion",
+    "HardNegativeMining",
     "Hit",
     "InfoNCE",
     "ItemError",
     "MBeir",
+    "NegativeTable",
     "Pool",
     "Query",
+    "Recipe",
     "Reranker",
     "Result",
     "RetrievalEvaluator",
@@ -72,13 +79,16 @@ _MODULES = {
     "evaluation.results": ("Result",),
     "index": ("FlatIndex", "Hit", "build_index", "retrieve"),
     "messages": ("ItemError",),
+    "negatives": ("NegativeTable",),
     "report": ("write_report",),
     "reranking": ("Fusion", "Reranker"),
     "search": ("Encoder",),
     "store": ("VectorStore",),
     "trainer.arguments": ("UMarvelTrainingArguments",),
     "trainer.evaluator": ("RetrievalEvaluator",),
-    "trainer.losses": ("InfoNCE",),
+    "trainer.callbacks": ("HardNegativeMining",),
+    "trainer.losses": ("DistillKL", "InfoNCE"),
+    "trainer.recipe": ("Recipe",),
     "trainer.trainer": ("UMarvelTrainer",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -4,7 +4,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,8 +70,15 @@ class ConversionReport:
         return "\n".join([*lines, f"dropped: {', '.join(self.dropped) or 'nothing'}"])
 
 
-def new_model(base: str | Path, out: str | Path) -> Path:
-    """Make a U-MARVEL checkpoint of any vision-language model: bidirectional, native positions, mean pooling.
+def new_model(
+    base: str | Path,
+    out: str | Path,
+    *,
+    positions: Literal["native", "sequential"] = "native",
+    deepstack: bool = True,
+    max_pixels: int | None = None,
+) -> Path:
+    """Make a U-MARVEL checkpoint of any vision-language model: bidirectional, mean pooling.
 
     Three tokens are added; their embedding rows are the mean of the rows before them, so the same base gives the same
     checkpoint. The language-model head is left out.
@@ -79,24 +86,32 @@ def new_model(base: str | Path, out: str | Path) -> Path:
     Args:
         base: Folder or Hub id of a model that ``AutoModel`` and ``AutoProcessor`` load.
         out: Folder to write; it may exist, but must be empty.
+        positions: The backbone's own position ids, or those of published checkpoints (recipe.md §1.4).
+        deepstack: Whether a backbone that has DeepStack uses it; published checkpoints do not (§1.5).
+        max_pixels: Larger pictures are scaled down to so many; None: as the base's processor says.
 
     Returns:
         ``out``.
 
     Raises:
         FileExistsError: ``out`` holds files.
-        ValueError: ``base`` has no multimodal processor.
+        ValueError: ``base`` has no multimodal processor, or one without a limit of pixels though one is given.
     """
     out = _empty_folder(out)
     source = _local(base)
     _refuse_ours(source)
     processor = _load_processor(source)
-    vlm = AutoModel.from_pretrained(source)
+    if max_pixels is not None:
+        limit_pixels(processor.image_processor, max_pixels)
+    config = AutoConfig.from_pretrained(source)
+    if not deepstack:
+        _without_deepstack(config)
+    vlm = AutoModel.from_pretrained(source, config=config)
     known = set(processor.tokenizer.get_vocab()) & set(TOKENS)
     ids = _add_tokens(processor)
     _fill_rows(vlm, [ids[token] for token in TOKENS if token not in known], len(processor.tokenizer))
     processor.chat_template = make_template(processor, generation_prompt=False)
-    model = _wrap(vlm, ids, init_temperature=REFERENCE_TEMPERATURE)
+    model = _wrap(vlm, ids, positions=positions, init_temperature=REFERENCE_TEMPERATURE)
     _write(model, processor, out, base=str(base), made_by=f"umarvel new {Path(base).name}")
     return out
 
@@ -139,8 +154,7 @@ def convert(
     rows = instruction_rows or ("stored" if _tokens_are_stored(processor, config) else "mean")
     if rows == "stored":
         _check_rows(processor, config, src)
-    if hasattr(config, "vision_config") and getattr(config.vision_config, "deepstack_visual_indexes", None):
-        config.vision_config.deepstack_visual_indexes = []  # the reference never injects them (recipe.md §1.5)
+    _without_deepstack(config)  # the reference never injects what it gives (recipe.md §1.5)
     vlm, dropped = _load_backbone(weights, config, dtype=torch.float32 if adapter else "auto")
     temperature, temperature_from = _temperature(src, weights)
     if adapter:
@@ -164,6 +178,35 @@ def convert(
         token_ids=ids,
         dropped=dropped,
     )
+
+
+def knows_pixels(image_processor: Any) -> bool:
+    """Whether an image processor has a limit of pixels."""
+    return "max_pixels" in getattr(getattr(image_processor, "valid_kwargs", None), "__annotations__", {})
+
+
+def limit_pixels(image_processor: Any, limit: int) -> None:
+    """Have an image processor shrink pictures to at most ``limit`` pixels.
+
+    Raises:
+        ValueError: It knows no limit of pixels, or its lower limit is above this one.
+    """
+    if not knows_pixels(image_processor):
+        raise ValueError(
+            f"max_pixels is {limit}, but {type(image_processor).__name__} has no limit of pixels. Leave max_pixels "
+            "out: pictures are as large as this model always takes them."
+        )
+    if limit < (least := image_processor.size.shortest_edge):
+        raise ValueError(
+            f"max_pixels is {limit:,}, below the {least:,} pixels to which {type(image_processor).__name__} enlarges "
+            f"small pictures. Give at least {least:,}."
+        )
+    image_processor.size = replace(image_processor.size, longest_edge=limit)
+
+
+def _without_deepstack(config: PretrainedConfig) -> None:
+    if getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None):
+        config.vision_config.deepstack_visual_indexes = []
 
 
 def _wrap(vlm: PreTrainedModel, ids: dict[str, int], init_temperature: float, **fields: Any) -> UMarvelModel:
@@ -352,9 +395,14 @@ def _local(source: str | Path) -> Path:
     )
 
 
-def _refuse_ours(source: Path) -> None:
+def is_ours(source: Path) -> bool:
+    """Whether a folder holds a U-MARVEL checkpoint."""
     path = source / "config.json"
-    if path.is_file() and UMarvelConfig.get_config_dict(path)[0].get("model_type") == UMarvelConfig.model_type:
+    return path.is_file() and UMarvelConfig.get_config_dict(path)[0].get("model_type") == UMarvelConfig.model_type
+
+
+def _refuse_ours(source: Path) -> None:
+    if is_ours(source):
         raise ValueError(f"{source} is a U-MARVEL checkpoint already; load it as it is.")
 
 

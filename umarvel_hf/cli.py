@@ -77,17 +77,50 @@ def convert(*, src: str, out: Path, base: str | None, generation_prompt: str, in
     print(out)
 
 
-def train(*, recipe: str, out: Path | None, data: Path | None, max_steps: int | None) -> None:
+def train(*, recipe: str, out: Path | None, data: Path | None, max_steps: int | None, dry_run: bool) -> None:
     """Train a model as a recipe says; the same command again goes on where it stopped."""
     from umarvel_hf.data import MBeir
     from umarvel_hf.emoji import benchmark_dir
-    from umarvel_hf.trainer.recipe import read_recipe, train
+    from umarvel_hf.trainer.estimate import describe
+    from umarvel_hf.trainer.recipe_reader import read_recipe
+    from umarvel_hf.trainer.run import train
 
-    read_recipe(recipe)  # a misspelt one is refused before the benchmark is written
-    benchmark = MBeir(data or benchmark_dir())
+    plan = read_recipe(recipe)  # a misspelt one is refused before the benchmark is written
+    benchmark = MBeir(data or plan.benchmark or benchmark_dir()) if plan.needs_benchmark else None
     # A trial has a folder of its own: it is finished, and would stand in the way of the real run.
     name = Path(recipe).stem if max_steps is None else f"{Path(recipe).stem}-{max_steps}-steps"
-    print(train(recipe, out or Path("runs") / name, benchmark=benchmark, max_steps=max_steps))
+    folder = out or Path("runs") / name
+    if dry_run:
+        print(describe(recipe, folder, benchmark=benchmark, max_steps=max_steps))
+    else:
+        print(train(recipe, folder, benchmark=benchmark, max_steps=max_steps))
+
+
+def mine(
+    *, model: str | None, table: Path | None, data: Path | None, out: Path, pools: list[str], depth: int, share: float,
+    seed: int, batch_size: int, device: str | None, qids: list[str] | None, show: int,
+) -> None:  # fmt: skip
+    """Rank the training pools for every training query, or show a table of such lists."""
+    from umarvel_hf.data import MBeir
+    from umarvel_hf.emoji import benchmark_dir
+    from umarvel_hf.encoding import load
+    from umarvel_hf.mining import inspect, mine_benchmark
+    from umarvel_hf.negatives import NegativeTable
+
+    if (model is None) == (table is None):
+        raise ValueError("give a model that mines, or --table, a table that was mined; not both.")
+    benchmark = MBeir(data or benchmark_dir())
+    if table is not None:
+        tables = {table.stem: NegativeTable.open(table)}
+    else:
+        encoder = load(str(model), device=device)
+        tables = mine_benchmark(
+            encoder, benchmark, out, pools=pools, depth=depth, share=share, seed=seed,
+            batch_size=batch_size,
+        )  # fmt: skip
+    for name, lists in tables.items():
+        print(f"{name}: {len(lists):,} lists" + (f" in {out / name}.parquet" if table is None else ""))
+        print(inspect(lists, benchmark, qids=qids or lists.qids[:show]))
 
 
 def search(
@@ -299,7 +332,27 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("recipe", help="name of a shipped recipe, or path of a YAML file")
     verb.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE, or runs/RECIPE-N-steps)")
     verb.add_argument("--data", type=Path, help="folder in M-BEIR's layout (default: the embedded benchmark)")
-    verb.add_argument("--max-steps", type=int, help="fewer steps than the recipe says, for a trial")
+    verb.add_argument("--max-steps", type=int, help="a trial: so many steps a stage, on a small part of the benchmark")
+    verb.add_argument("--dry-run", action="store_true", help="only say what would run: rows, steps, memory")
+
+    verb = _verb(verbs, mine, "umarvel mine my-embedder --data M-BEIR --out mined")
+    verb.add_argument("model", nargs="?", help="folder or Hub id of a checkpoint")
+    verb.add_argument("--table", type=Path, help="show the lists of a file that was mined")
+    verb.add_argument("--data", type=Path, help="folder in M-BEIR's layout (default: the embedded benchmark)")
+    verb.add_argument(
+        "--out", type=Path, default=Path("umarvel-mined"),
+        help="folder of the lists and vectors; the same command again goes on there (default: %(default)s)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--pools", nargs="+", default=["local", "union"], choices=("local", "union"), help="default: both"
+    )
+    verb.add_argument("--depth", type=int, default=100, help="candidates a list (default: %(default)s)")
+    verb.add_argument("--share", type=float, default=1.0, help="of the queries, 0 to 1 (default: all)")
+    verb.add_argument("--seed", type=int, default=0, help="of prompts and of the share (default: %(default)s)")
+    verb.add_argument("--qids", nargs="+", metavar="QID", help="whose lists to show")
+    verb.add_argument("--show", type=int, default=2, help="how many lists to show (default: %(default)s)")
+    verb.add_argument("--batch-size", type=int, default=32, help="items encoded at a time (default: %(default)s)")
+    verb.add_argument("--device", help="such as cuda or cpu (default: the best there is)")
 
     verb = _verb(verbs, evaluate, "umarvel evaluate my-embedder --suite m-beir --data M-BEIR")
     verb.set_defaults(command="")

@@ -96,7 +96,7 @@ def search_pictures(
 
 
 def _train(out: Path, benchmark: MBeir) -> Path:
-    from umarvel_hf.trainer.recipe import train
+    from umarvel_hf.trainer.run import train
 
     return train("emoji", out, benchmark=benchmark)
 

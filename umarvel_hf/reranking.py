@@ -4,13 +4,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from umarvel_hf.data import Item, Query, as_item, format_string
+from umarvel_hf.encoding import _digest, _weights
 from umarvel_hf.search import Ranking, best_first
 from umarvel_hf.store import whole_file
+
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder
 
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
 
@@ -83,15 +87,45 @@ class Fusion:
             ) from error
 
 
-def load_reranker(model: str | Path) -> Reranker:
-    """Load a ``CrossEncoder`` (folder or Hub id) whose scores are probabilities."""
+class PairJudge:
+    """A ``CrossEncoder`` that takes items as the encoder does."""
+
+    def __init__(self, model: "CrossEncoder") -> None:
+        self.model = model
+
+    def predict(
+        self, inputs: Sequence[tuple[Item, Item]], *, batch_size: int = 32, show_progress_bar: bool | None = None
+    ) -> np.ndarray:
+        """Return (N,): for every pair of query and candidate P(Yes)."""
+        pairs: Any = list(inputs)
+        if self.model.supports("message"):
+            pairs = [(as_parts(query), as_parts(candidate)) for query, candidate in inputs]
+        answers: np.ndarray = self.model.predict(pairs, batch_size=batch_size, show_progress_bar=show_progress_bar)
+        return answers
+
+
+def as_parts(item: Item) -> dict[str, Any]:
+    """An item as a ``CrossEncoder`` must get it: it would open a text that is a picture's address, and no ``Path``."""
+    parts = item if isinstance(item, dict) else {"text": item}
+    return {kind: str(value) if isinstance(value, Path) else value for kind, value in parts.items()}
+
+
+def load_reranker(model: str | Path, **kwargs: Any) -> PairJudge:
+    """Load a ``CrossEncoder`` (folder or Hub id; ``kwargs`` as there) whose scores are probabilities."""
     from umarvel_hf._torchvision import ensure_torchvision
 
     ensure_torchvision()
     import torch
     from sentence_transformers import CrossEncoder
 
-    return cast(Reranker, CrossEncoder(str(model), trust_remote_code=True, activation_fn=torch.nn.Sigmoid()))
+    loaded = CrossEncoder(str(model), trust_remote_code=True, activation_fn=torch.nn.Sigmoid(), **kwargs)
+    return PairJudge(loaded)
+
+
+def reranker_fingerprint(reranker: Reranker) -> str:
+    """A checksum of its weights, 16 characters; of what holds none, the name of its class."""
+    model: Any = getattr(reranker, "model", reranker)
+    return _digest(_weights(model)) if hasattr(model, "state_dict") else type(reranker).__qualname__
 
 
 def judge_pairs(

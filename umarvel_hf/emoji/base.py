@@ -1,6 +1,6 @@
 """A tiny Qwen2-VL with a vocabulary of its own, to be trained from scratch on the embedded benchmark."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,8 @@ def build_base(benchmark: MBeir, out: Path, size: BaseSize, seed: int) -> Path:
     """Write a randomly initialised base checkpoint, tokenizer trained on the texts of the training split."""
     tokenizer = train_tokenizer(training_texts(benchmark), size.vocabulary)
     torch.manual_seed(seed)
-    Qwen2VLModel(_config(size, tokenizer)).save_pretrained(out)
+    ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL_TOKENS}  # type: ignore[arg-type]
+    Qwen2VLModel(base_config(size, len(tokenizer), ids)).save_pretrained(out)
     _processor(size, tokenizer).save_pretrained(out)
     return out
 
@@ -99,13 +100,13 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Qwen2Tokenizer:
     return wrapped
 
 
-def _config(size: BaseSize, tokenizer: Any) -> Qwen2VLConfig:
-    ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True))
+def base_config(size: BaseSize, vocabulary: int, ids: Mapping[str, int]) -> Qwen2VLConfig:
+    """The configuration of a base whose tokenizer has so many tokens, the special ones at these ids."""
     half = size.hidden // size.heads // 2
     rotary = [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
     return Qwen2VLConfig(
         text_config={
-            "vocab_size": len(tokenizer),
+            "vocab_size": vocabulary,
             "hidden_size": size.hidden,
             "intermediate_size": size.intermediate,
             "num_hidden_layers": size.layers,

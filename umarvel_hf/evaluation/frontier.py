@@ -1,6 +1,5 @@
 """What smaller vectors and pictures cost: quality by dimension, precision and pixels, beside bytes and milliseconds."""
 
-import dataclasses
 import json
 import statistics
 import time
@@ -15,6 +14,7 @@ import faiss
 import numpy as np
 from tqdm import tqdm
 
+from umarvel_hf.checkpoint import knows_pixels, limit_pixels
 from umarvel_hf.data import MBeir, Task
 from umarvel_hf.encoding import fingerprint
 from umarvel_hf.evaluation.metrics import judge, measure
@@ -171,25 +171,17 @@ def image_pixels(encoder: Encoder, limit: int | None) -> Iterator[tuple[int | No
     """
     module: Any = encoder[0] if hasattr(encoder, "__getitem__") else None
     processor: Any = getattr(getattr(module, "processor", None), "image_processor", None)
-    if "max_pixels" not in getattr(getattr(processor, "valid_kwargs", None), "__annotations__", {}):
-        if limit is not None:
-            raise ValueError(
-                f"max_pixels is {limit}, but {type(processor or encoder).__name__} has no limit of pixels. Leave "
-                "max_pixels out: pictures are as large as this model always takes them."
-            )
+    if limit is None and not knows_pixels(processor):
         yield None, None
         return
-    own = processor.size
-    if limit is not None and limit < own.shortest_edge:
-        raise ValueError(
-            f"max_pixels is {limit:,}, below the {own.shortest_edge:,} pixels to which {type(processor).__name__} "
-            f"enlarges small pictures. Give at least {own.shortest_edge:,}."
-        )
+    own: Any = getattr(processor, "size", None)
     try:
-        processor.size = dataclasses.replace(own, longest_edge=limit or own.longest_edge)
+        if limit is not None:
+            limit_pixels(processor or encoder, limit)
         yield own.longest_edge, processor.size.longest_edge
     finally:
-        processor.size = own
+        if processor is not None:
+            processor.size = own
 
 
 def halves(dimension: int) -> list[int]:

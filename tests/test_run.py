@@ -1,0 +1,243 @@
+"""Runs: every stage follows the one before, and however often a run is killed, it ends with the same weights."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import Trainer
+
+from colours import COLOURS, TINY_RECIPE, TRAINING, write_benchmark, write_lines, write_training_split
+from umarvel_hf.data import MBeir
+from umarvel_hf.encoding import encode, load
+from umarvel_hf.negatives import NegativeTable
+from umarvel_hf.trainer.run import train
+from umarvel_hf.trainer.trainer import UMarvelTrainer
+
+LORA = {"r": 4, "alpha": 8}
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    return MBeir(write_training_split(write_benchmark(tmp_path_factory.mktemp("data")), repeats=2))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory, benchmark):
+    """A csv of sentences with hard negatives and a jsonl of captions."""
+    folder = tmp_path_factory.mktemp("pairs")
+    names = list(COLOURS)
+    with (folder / "nli.csv").open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["sent0", "sent1", "hard_neg"])
+        lines.writerows(
+            [f"a {one}", f"it is {one}", f"it is {other}"] for one, other in zip(names, names[::-1], strict=True)
+        )
+    captions = [
+        {"text": f"a {name} square", "image": str(benchmark.root / f"mbeir_images/plain_{name}.png")} for name in names
+    ]
+    write_lines(folder / "captions.jsonl", captions)
+    return folder
+
+
+def every_stage(pairs, steps=3):
+    """A recipe of all kinds of stages, with adapters and without."""
+    training = {**TRAINING, "max_steps": steps, "save_steps": 2}
+    chat = {"shift": 0.1, "scale": 0.1, "colour": 0.3, "greyscale": 0.1}
+    captions = {"captions": str(pairs / "captions.jsonl")}
+    return [
+        {"name": "texts", "kind": "contrastive", "data": [{"nli": str(pairs / "nli.csv"), "negatives": True}],
+         "temperature": "fixed", "lora": LORA, "training": training},
+        {"name": "all", "kind": "contrastive", "data": [{"mbeir": "all"}, captions], "batches": 3, "symmetric": True,
+         "augmentation": chat, "training": {**training, "mini_batch_size": 4}},
+        {"name": "mined", "kind": "mine", "depth": 18},
+        {"name": "hard", "kind": "hard_negatives",
+         "negatives": {"table": "mined", "union": 2, "local": 1, "wrong_modality": 1},
+         "remine_every_steps": 2, "training": training},
+        {"name": "judge", "kind": "reranker", "table": "mined", "lora": LORA,
+         "training": {key: value for key, value in training.items() if key != "learning_rate"}},
+        {"name": "again", "kind": "mine", "depth": 8, "share": 0.7, "pools": ["local"]},
+        {"name": "taught", "kind": "score", "table": "again", "reranker": "judge", "top": 5, "weight": 0.5},
+        {"name": "distilled", "kind": "distill", "table": "taught", "top": 4, "infonce_weight": 0.2, "lora": LORA,
+         "training": training},
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """``recipe(key=value)``: the file of a tiny recipe with some keys changed."""
+
+    def write(**changed):
+        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY_RECIPE, **changed}))
+        return tmp_path / "tiny.yaml"
+
+    return write
+
+
+@pytest.fixture
+def kill_at(monkeypatch):
+    """``kill_at(step)``: the next training ends where that step would begin; ``kill_at(None)``: it is left alone."""
+    whole = UMarvelTrainer.training_step
+
+    def arrange(step):
+        def training_step(self, *args, **kwargs):
+            if self.state.global_step == step:
+                raise KeyboardInterrupt
+            return whole(self, *args, **kwargs)
+
+        monkeypatch.setattr(UMarvelTrainer, "training_step", training_step)
+
+    return arrange
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+def losses(folder, step):
+    state = json.loads((folder / f"checkpoints/checkpoint-{step}/trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def test_a_run_killed_twice_ends_with_the_weights_of_an_unbroken_one(benchmark, recipe, tmp_path, kill_at):
+    path, unbroken, broken = recipe(), tmp_path / "unbroken", tmp_path / "broken"
+    assert train(path, unbroken, benchmark=benchmark) == unbroken / "model"
+    stage = broken / "1-instructions"
+    for step in (6, 13):  # the first in the middle of an epoch's steps and of those between two checkpoints
+        kill_at(step)
+        with pytest.raises(KeyboardInterrupt):
+            train(path, broken, benchmark=benchmark)
+        assert not (stage / "model").exists() and not (broken / "model").exists()
+    # A checkpoint and a model that were being written when the run was killed.
+    (stage / "checkpoints/checkpoint-13").mkdir()
+    (stage / "checkpoints/checkpoint-13/config.json").write_text("{")
+    for folder in (stage, broken):
+        (folder / "model.unfinished").mkdir()
+        (folder / "model.unfinished/sentence_bert_config.json").write_text("{")
+    kill_at(None)
+    train(path, broken, benchmark=benchmark)
+    assert losses(unbroken / "1-instructions", 14) == losses(stage, 14) and len(losses(stage, 14)) == 14
+    assert_same(weights(unbroken / "model"), weights(broken / "model"))
+    assert not list(broken.rglob("*.unfinished"))
+    vectors = encode(load(str(broken / "model"), device="cpu"), ["red.", next(iter(benchmark.root.rglob("*.png")))])
+    assert vectors.shape == (2, 32)
+
+
+def test_a_run_killed_while_it_wrote_its_start_begins_again(benchmark, recipe, tmp_path):
+    path = recipe()
+    train(path, tmp_path / "whole", benchmark=benchmark, max_steps=1)
+    train(path, tmp_path / "cut", benchmark=benchmark, max_steps=1)
+    manifest = tmp_path / "cut/start/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"finished": true', '"finished": false'))
+    (tmp_path / "cut/start/model/config.json").write_text("{")
+    for stale in ("1-instructions", "model"):
+        shutil.rmtree(tmp_path / "cut" / stale)
+    train(path, tmp_path / "cut", benchmark=benchmark, max_steps=1)
+    assert_same(weights(tmp_path / "cut/model"), weights(tmp_path / "whole/model"))
+
+
+def test_a_finished_run_is_not_trained_again(benchmark, recipe, tmp_path, kill_at, caplog):
+    model = train(recipe(), tmp_path / "run", benchmark=benchmark, max_steps=1)
+    kill_at(0)
+    with caplog.at_level("INFO", logger="umarvel_hf"):
+        assert train(recipe(), tmp_path / "run", benchmark=benchmark, max_steps=1) == model
+    assert "stage instructions is finished" in caplog.text
+
+
+def test_training_starts_from_the_seeds_weights_and_moves_them_and_the_temperature(benchmark, recipe, tmp_path):
+    for out, seed in (("one", 3), ("other", 4)):
+        train(recipe(seed=seed), tmp_path / out, benchmark=benchmark, max_steps=2)
+    start, trained, other = (weights(tmp_path / name) for name in ("one/start/model", "one/model", "other/start/model"))
+    moved = [name for name in start if not torch.equal(start[name], trained[name])]
+    assert "similarity.log_temperature" in moved and len(moved) > len(start) / 2
+    assert any(not torch.equal(start[name], other[name]) for name in start)
+
+
+@pytest.fixture(scope="module")
+def whole(benchmark, pairs, tmp_path_factory):
+    """The folder of an unbroken run of all kinds of stages."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "every.yaml").write_text(yaml.safe_dump({**TINY_RECIPE, "stages": every_stage(pairs)}))
+    train(folder / "every.yaml", folder / "run", benchmark=benchmark)
+    return folder
+
+
+def test_every_stage_leaves_a_loadable_checkpoint_and_a_line_of_history(whole):
+    history = [json.loads(line) for line in (whole / "run/history.jsonl").read_text().splitlines()]
+    names = ["texts", "all", "mined", "hard", "judge", "again", "taught", "distilled"]
+    assert [line["stage"] for line in history] == names
+    temperatures = {}
+    for number, name in enumerate(names, start=1):
+        folder = whole / "run" / f"{number}-{name}"
+        if name in ("texts", "all", "hard", "distilled"):
+            model = load(str(folder / "model"), device="cpu")
+            temperatures[name] = model[0].model.similarity.temperature.item()
+            assert encode(model, ["red."]).shape == (1, 32)
+    assert temperatures["texts"] == pytest.approx(0.05, abs=1e-7)  # fixed there
+    assert len(set(temperatures.values())) == 4  # and learned, each stage going on from the last
+    for line in history:
+        if line["stage"] in temperatures:
+            assert line["temperature"] == pytest.approx(temperatures[line["stage"]], abs=1e-6)
+    assert_same(weights(whole / "run/model"), weights(whole / "run/8-distilled/model"))
+
+
+def test_stages_hand_on_what_they_found(whole, benchmark):
+    taught = NegativeTable.open(whole / "run/7-taught/local.parquet")
+    again = NegativeTable.open(whole / "run/6-again/local.parquet")
+    assert taught.qids == again.qids and 0 < len(again) < 36
+    for one in taught:
+        assert one.teacher_scores == pytest.approx(one.scores[:5] + 0.5 * one.answers)
+    assert sorted(path.name for path in (whole / "run/4-hard/mined").iterdir()) == ["epoch-0", "epoch-1"]
+
+
+def test_a_run_killed_once_in_every_training_ends_alike(whole, benchmark, tmp_path, monkeypatch):
+    training_step, killed = Trainer.training_step, []
+
+    def killed_at_two(self, *args, **kwargs):
+        if self.state.global_step == 2 and self.args.output_dir not in killed:
+            killed.append(self.args.output_dir)
+            raise KeyboardInterrupt
+        return training_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", killed_at_two)
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            train(whole / "every.yaml", tmp_path / "run", benchmark=benchmark)
+    train(whole / "every.yaml", tmp_path / "run", benchmark=benchmark)
+    assert len(killed) == 5
+    assert_same(weights(tmp_path / "run/model"), weights(whole / "run/model"))
+
+
+def test_another_recipe_in_the_same_folder_is_refused_with_both_values(benchmark, recipe, tmp_path):
+    train(recipe(), tmp_path / "run", benchmark=benchmark, max_steps=1)
+    stages = [{**TINY_RECIPE["stages"][0], "batches": 3, "training": {**TRAINING, "learning_rate": 0.5}}]
+    with pytest.raises(ValueError, match=r"1-instructions was begun with other settings: batches was 2 and is 3; .*"
+                                         r"training.learning_rate was 0.002 and is 0.5"):  # fmt: skip
+        train(recipe(stages=stages), tmp_path / "run", benchmark=benchmark, max_steps=1)
+
+
+def test_what_shapes_no_weight_may_change(benchmark, recipe, tmp_path):
+    train(recipe(), tmp_path / "run", benchmark=benchmark, max_steps=1)
+    stages = [{**TINY_RECIPE["stages"][0]}]
+    stages[0]["training"] = {**stages[0]["training"], "logging_steps": 5, "save_steps": 2}
+    assert train(recipe(stages=stages), tmp_path / "run", benchmark=benchmark, max_steps=1) == Path(
+        tmp_path / "run/model"
+    )
+
+
+def test_training_data_that_changed_are_refused(recipe, tmp_path):
+    data = MBeir(write_training_split(write_benchmark(tmp_path / "data"), repeats=2))
+    train(recipe(), tmp_path / "run", benchmark=data, max_steps=1)
+    path = data.root / "query/union_train/mbeir_union_up_train.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ValueError, match=r"begun with other settings: input .*mbeir_union_up_train.jsonl was"):
+        train(recipe(), tmp_path / "run", benchmark=MBeir(data.root), max_steps=1)

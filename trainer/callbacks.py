@@ -1,0 +1,101 @@
+"""Negatives mined anew, with the model as it has become, while it is trained."""
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from umarvel_hf.negatives import NegativeTable
+
+
+class Rows(Protocol):
+    """Training rows that take their negatives from tables."""
+
+    def use(self, tables: Mapping[str, NegativeTable]) -> None:
+        """Take them from these tables, by pool, from now on."""
+        ...
+
+
+class HardNegativeMining(TrainerCallback):
+    """Mines anew as epochs begin and hands the tables to the rows, before the first batch of the epoch is made.
+
+    The training goes on as if nothing had happened: modes and random states are put back. A run that is continued in
+    the middle of an epoch takes the tables that it was begun with from the disk.
+
+    Args:
+        remine: From the model and a folder to the tables by pool, each written as ``<pool>.parquet`` in the folder.
+        rows: What the trainer reads.
+        out: The tables go to ``out/epoch-<n>``.
+        every_epochs: 2 mines at the epochs 0, 2, 4…
+    """
+
+    def __init__(
+        self,
+        remine: Callable[[SentenceTransformer, Path], Mapping[str, NegativeTable]],
+        rows: Rows,
+        out: Path,
+        *,
+        every_epochs: int = 1,
+    ) -> None:
+        if every_epochs < 1:
+            raise ValueError(f"every_epochs is {every_epochs}; give at least 1.")
+        self._remine, self._rows, self._out, self._every = remine, rows, out, every_epochs
+        self._used: int | None = None  # the epoch whose tables the rows have
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse workers that would never see new tables."""
+        if args.dataloader_persistent_workers:
+            raise ValueError(
+                f"dataloader_persistent_workers is True and HardNegativeMining has every_epochs={self._every}: workers "
+                "that outlive an epoch never see new negatives. Leave out one of the two."
+            )
+        self._used = None
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Mine, if it is time to, or open what was mined for an epoch that is gone on with."""
+        now = state.epoch or 0.0
+        epoch = int(now) // self._every * self._every
+        if epoch == self._used:
+            return
+        folder = self._out / f"epoch-{epoch}"
+        if now > epoch:
+            tables: Mapping[str, NegativeTable] = {
+                path.stem: NegativeTable.open(path) for path in sorted(folder.glob("*.parquet"))
+            }
+            if not tables:
+                raise FileNotFoundError(
+                    f"{folder} has no tables, but training goes on at epoch {now:.2f} with what was mined at epoch "
+                    f"{epoch}. Put them back or go on from an earlier checkpoint."
+                )
+        else:
+            with _undisturbed(kwargs["model"], args.device):
+                tables = self._remine(kwargs["model"], folder)
+        self._rows.use(tables)
+        self._used = epoch
+
+
+@contextmanager
+def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module's mode and all random states are as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    states, numpy_states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            random.setstate(states)
+            np.random.set_state(numpy_states)

@@ -1,0 +1,175 @@
+"""What a recipe would do, before it does it: rows, steps, sizes, and an estimate of memory."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig
+
+from umarvel_hf.data import MBeir
+from umarvel_hf.emoji.base import SPECIAL_TOKENS, base_config
+from umarvel_hf.evaluation.results import aligned
+from umarvel_hf.trainer.adapters import Lora
+from umarvel_hf.trainer.recipe import (
+    Contrastive,
+    Distill,
+    HardNegatives,
+    Mine,
+    Recipe,
+    Score,
+    Stage,
+    Training,
+)
+from umarvel_hf.trainer.recipe_reader import read_recipe
+from umarvel_hf.trainer.stages import Context, source_of
+
+TEXT_TOKENS = 64  # of a row, beside its picture
+PIXELS = 448 * 448  # of a picture, where a recipe sets no limit
+UNKNOWN = "not here"
+
+
+@dataclass(frozen=True)
+class Size:
+    """What decides memory: of the backbone's parameters, and of what a row takes in its decoder."""
+
+    parameters: int
+    decoder: tuple[tuple[int, int], ...]  # inputs and outputs of each of its linear layers
+    layers: int
+    hidden: int
+    tokens: int
+    bytes: int  # a weight's, as stored
+
+    def trained(self, lora: Lora | None) -> int:
+        """Weights that a stage learns."""
+        return self.parameters if lora is None else lora.r * sum(map(sum, self.decoder))
+
+
+def describe(
+    recipe: str | Path, out: Path, *, benchmark: MBeir | None = None, max_steps: int | None = None, ranks: int = 1
+) -> str:
+    """A table of the stages of a recipe: rows, steps, what is trained, and an estimate of memory a device.
+
+    Memory is weights, gradients and Adam's two moments in float32 for what is trained, and activations of 34 bytes a
+    token, layer and hidden unit in half precision (https://arxiv.org/abs/2205.05198, without attention maps), one
+    layer's and 2 bytes for the others under gradient checkpointing. Libraries' own and the vision tower's are left
+    out.
+
+    Args:
+        out: Folder of the run; what is there already is not estimated.
+
+    Raises:
+        ValueError, FileNotFoundError: As :func:`read_recipe`.
+    """
+    plan = read_recipe(recipe)
+    size = _size(plan, out / "start" / "model")
+    context = Context(plan, benchmark, max_steps, out, start=out, model=out)
+    lines = [["stage", "kind", "rows", "rows a step", "steps", "trained", "memory a device"]]
+    for stage in plan.stages:
+        lines.append([stage.name, type(stage).__name__, *_cells(stage, context, size, ranks)])
+    of = f"{size.parameters:,} parameters" if size else "a start that is not here"
+    return "\n".join([f"{plan.name}: seed {plan.seed}, {of}, {ranks} device(s)", "", *aligned(lines)])
+
+
+def _cells(stage: Stage, context: Context, size: Size | None, ranks: int) -> list[str]:
+    if not isinstance(stage, Training):
+        return [_queries(stage, context), "", "", "", ""]
+    rows = _count(stage, context)
+    step = _rows_a_step(stage) * ranks
+    epochs = stage.training.get("num_train_epochs", 3)
+    steps = context.max_steps or max(stage.training.get("max_steps", 0), 0)
+    if not steps and rows is not None:
+        steps = math.ceil(rows / step * epochs)
+    trained = f"{size.trained(stage.lora):,}" if size else UNKNOWN
+    memory = f"{_memory(stage, size) / 2**30:,.1f} GiB" if size else UNKNOWN
+    return [
+        f"{rows:,}" if rows is not None else UNKNOWN,
+        f"{step:,}",
+        f"{steps:,}" if steps else UNKNOWN,
+        trained,
+        memory,
+    ]
+
+
+def _rows_a_step(stage: Training) -> int:
+    training = stage.training
+    return int(training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1))
+
+
+def _count(stage: Training, context: Context) -> int | None:
+    """Training rows; None where the data are not here."""
+    try:
+        if isinstance(stage, Contrastive):
+            return sum(round(one.weight * len(source_of(one, context))) for one in stage.data)
+        if context.benchmark is None:
+            return None
+        queries = len(context.data.train_queries())
+    except OSError:
+        return None
+    share = 1.0
+    name = stage.negatives.table if isinstance(stage, HardNegatives) else getattr(stage, "table", None)
+    while name is not None:
+        table = context.recipe.stage(name)
+        share = table.share if isinstance(table, Mine) else share
+        name = getattr(table, "table", None)
+    return round(queries * share)
+
+
+def _queries(stage: Stage, context: Context) -> str:
+    if context.benchmark is None or not isinstance(stage, Mine | Score):
+        return UNKNOWN
+    mined = stage if isinstance(stage, Mine) else context.recipe.stage(stage.table)
+    assert isinstance(mined, Mine)
+    try:
+        return f"{round(len(context.data.train_queries()) * mined.share):,}"
+    except OSError:
+        return UNKNOWN
+
+
+def _memory(stage: Training, size: Size) -> float:
+    """Bytes a device."""
+    training = stage.training
+    trained = size.trained(stage.lora)
+    weights = size.parameters * (4 if stage.lora is None else size.bytes) + (4 * trained if stage.lora else 0)
+    columns = 2
+    if isinstance(stage, HardNegatives):
+        columns += stage.negatives.local + stage.negatives.union
+    if isinstance(stage, Distill):
+        columns = 1 + stage.top
+    rows = columns * training.get("per_device_train_batch_size", 8)
+    rows = min(rows, training.get("mini_batch_size") or rows)
+    half = 1 if training.get("bf16") or training.get("fp16") or size.bytes == 2 else 2
+    layer = 34 * half * rows * size.tokens * size.hidden
+    saving = training.get("gradient_checkpointing") or training.get("activation_checkpointing")
+    activations = layer + 2 * half * rows * size.tokens * size.hidden * size.layers if saving else layer * size.layers
+    return weights + 12 * trained + activations
+
+
+def _size(recipe: Recipe, built: Path) -> Size | None:
+    """Of the start; None where its configuration is not here."""
+    try:
+        config, stored = _config(recipe, built)
+    except OSError:
+        return None
+    with torch.device("meta"):
+        model: Any = AutoModel.from_config(config)
+    decoder = model.get_decoder()
+    text, vision = config.get_text_config(), config.vision_config
+    linear = tuple((one.in_features, one.out_features) for one in decoder.modules() if isinstance(one, nn.Linear))
+    unit = getattr(vision, "patch_size", 14) * getattr(vision, "spatial_merge_size", 1)
+    tiny = recipe.start.tiny
+    tokens = TEXT_TOKENS + (recipe.max_pixels or (tiny.image_side**2 if tiny else PIXELS)) // unit**2
+    return Size(
+        sum(one.numel() for one in model.parameters()), linear, text.num_hidden_layers, text.hidden_size, tokens, stored
+    )
+
+
+def _config(recipe: Recipe, built: Path) -> tuple[PretrainedConfig, int]:
+    """The backbone's configuration, and the bytes of a weight."""
+    tiny = recipe.start.tiny
+    if tiny is not None:
+        return base_config(tiny, tiny.vocabulary, {token: at for at, token in enumerate(SPECIAL_TOKENS)}), 4
+    config = AutoConfig.from_pretrained(recipe.start.model or built, trust_remote_code=False)
+    return getattr(config, "vlm_config", config), torch.empty((), dtype=config.dtype).element_size()

@@ -1,0 +1,135 @@
+"""What cannot run is refused by name before anything runs: settings of a recipe that do not fit together."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sentence_transformers.cross_encoder import CrossEncoderTrainingArguments
+
+from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
+from umarvel_hf.trainer.recipe import (
+    Distill,
+    Embedding,
+    HardNegatives,
+    Mine,
+    Recipe,
+    Reranker,
+    Score,
+    Stage,
+    Training,
+)
+
+THE_RUNS_OWN = ("output_dir", "seed", "data_seed", "batch_sampler", "resume_from_checkpoint")
+
+
+def check_keys(where: str, given: Any, known: Iterable[str], required: Iterable[str] = ()) -> None:
+    """Raise ValueError where ``given`` is no mapping of known keys that has the required ones."""
+    if not isinstance(given, dict):
+        raise ValueError(f"{where}: found {given!r}; write keys and values, as the shipped recipes do.")
+    unknown, missing = sorted(given.keys() - set(known), key=str), sorted(set(required) - given.keys())
+    if unknown or missing:
+        raise ValueError(f"{where}: unknown keys {unknown}, missing keys {missing}; known are {sorted(known)}.")
+
+
+def text_for_number(value: Any) -> str | None:
+    """How to write a number that YAML 1.1 takes for text, such as 2e-3; None for anything else."""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value):
+        return value.replace("e", ".0e")
+    return None
+
+
+def check(recipe: Recipe, where: str) -> None:
+    """Raise ValueError, naming stage and value, where a recipe cannot run."""
+    earlier: dict[str, Stage] = {}
+    for stage in recipe.stages:
+        here = f"{where}: stage {stage.name!r}"
+        if not re.fullmatch(r"[\w.-]+", stage.name) or stage.name in earlier:
+            raise ValueError(f"{here}: names are letters, digits, dots and hyphens, and each stands once.")
+        if isinstance(stage, Training):
+            _check_training(stage, here)
+        for problem in _misfits(stage, earlier, recipe):
+            raise ValueError(f"{here}: {problem}")
+        earlier[stage.name] = stage
+
+
+def _check_training(stage: Training, here: str) -> None:
+    arguments = CrossEncoderTrainingArguments if isinstance(stage, Reranker) else UMarvelTrainingArguments
+    check_keys(f"{here}: training", stage.training, [one.name for one in dataclasses.fields(arguments)])
+    if own := sorted(set(stage.training) & set(THE_RUNS_OWN)):
+        raise ValueError(f"{here}: training: {own} are the run's own to set; leave them out.")
+    for name, value in stage.training.items():
+        if number := text_for_number(value):
+            raise ValueError(f"{here}: training: {name} is the text {value!r}, no number; write a point: {number}.")
+
+
+def _misfits(stage: Stage, earlier: Mapping[str, Stage], recipe: Recipe) -> Iterable[str]:
+    """What is wrong with a stage, in words."""
+    if isinstance(stage, Training) and stage.training.get("dataloader_persistent_workers"):
+        yield "training.dataloader_persistent_workers is True; such workers never see a new epoch. Leave it out."
+    if isinstance(stage, Embedding):
+        yield from _batch_misfits(stage)
+    if isinstance(stage, HardNegatives):
+        yield from _negative_misfits(stage, earlier)
+    if isinstance(stage, Mine) and not (stage.depth >= 1 and 0 < stage.share <= 1 and stage.pools):
+        given = f"depth is {stage.depth}, share {stage.share}, pools {stage.pools}"
+        yield f"{given}; give at least 1, above 0 to 1, at least one."
+    if isinstance(stage, Reranker | Score):
+        yield from _table_misfits(stage.table, earlier, (Mine,), "local")
+    if isinstance(stage, Score):
+        table = earlier[stage.table]
+        if not isinstance(earlier.get(stage.reranker), Reranker):
+            yield f"reranker {stage.reranker!r} is no earlier stage of kind reranker."
+        if isinstance(table, Mine) and not 1 <= stage.top <= table.depth:
+            yield f"top is {stage.top}, but stage {stage.table!r} keeps {table.depth} candidates; give at most these."
+        if stage.weight is None and recipe.evaluation is None:
+            yield "weight is to be fitted on the validation split, but evaluation is left out; give a weight."
+    if isinstance(stage, Distill):
+        yield from _table_misfits(stage.table, earlier, (Score,), "local")
+        table = earlier[stage.table]
+        if isinstance(table, Score) and not 2 <= stage.top <= table.top:
+            yield f"top is {stage.top}, but stage {stage.table!r} scores {table.top} candidates; give 2 to so many."
+
+
+def _batch_misfits(stage: Embedding) -> Iterable[str]:
+    size = stage.training.get("per_device_train_batch_size", 8)
+    if isinstance(stage.batches, int) and (stage.batches < 1 or size % stage.batches):
+        yield f"batches of blocks of {stage.batches} rows do not fill a batch of {size}; choose a divisor."
+    if stage.temperature == "fixed" and stage.training.get("temperature_learning_rate") is not None:
+        yield "temperature is fixed, but training gives it a temperature_learning_rate; leave one out."
+
+
+def _negative_misfits(stage: HardNegatives, earlier: Mapping[str, Stage]) -> Iterable[str]:
+    wanted = stage.negatives
+    counts = {"local": wanted.local, "union": wanted.union}
+    if min(counts.values()) < 0 or not any(counts.values()):
+        yield f"negatives are {wanted.local} local and {wanted.union} union; give at least one of either."
+    for pool in (pool for pool, count in counts.items() if count):
+        yield from _table_misfits(wanted.table, earlier, (Mine, Score), pool)
+    mined = earlier[wanted.table]
+    if isinstance(mined, Score):
+        mined = earlier[mined.table]
+    last = wanted.window[1] if wanted.window else max(counts.values())
+    if isinstance(mined, Mine) and last > mined.depth:
+        yield f"negatives reach down to rank {last}, but stage {mined.name!r} mines {mined.depth}."
+    if (wanted.strategy == "window") != (wanted.window is not None):
+        yield f"strategy is {wanted.strategy!r}, window {wanted.window}; a window belongs to the strategy of that name."
+    if wanted.wrong_modality > wanted.union:
+        yield f"wrong_modality is {wanted.wrong_modality}, but only {wanted.union} come from the union pool."
+    if wanted.filters.veto is not None and not isinstance(earlier[wanted.table], Score):
+        yield f"filters.veto asks a re-ranker's answers, which stage {wanted.table!r} has not; name a score stage."
+    if stage.remine_every_epochs is not None and stage.remine_every_steps is not None:
+        yield "remine_every_epochs and remine_every_steps are both given; give one."
+    if (stage.remine_every_epochs or stage.remine_every_steps) and isinstance(earlier[wanted.table], Score):
+        yield f"lists mined anew have no answers of a re-ranker; name a mine stage instead of {wanted.table!r}."
+
+
+def _table_misfits(name: str, earlier: Mapping[str, Stage], kinds: tuple[type[Stage], ...], pool: str) -> Iterable[str]:
+    stage = earlier.get(name)
+    if not isinstance(stage, kinds):
+        wanted = " or ".join(kind.__name__.lower() for kind in kinds)
+        raise ValueError(f"table {name!r} is no earlier stage of kind {wanted}; earlier are {list(earlier)}.")
+    if isinstance(stage, Mine) and pool not in stage.pools:
+        yield f"it needs {pool} lists, but stage {name!r} mines {stage.pools}."
+    if isinstance(stage, Score) and pool != "local":
+        yield f"it needs {pool} lists, but stage {name!r} scores local ones."

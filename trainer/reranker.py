@@ -1,0 +1,130 @@
+"""Training a re-ranker: a positive and a mined negative of every query, Yes or No (recipe.md §7.1)."""
+
+import random
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from sentence_transformers import CrossEncoder
+from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
+from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from umarvel_hf.data import Item, MBeir
+from umarvel_hf.negatives import NegativeTable
+from umarvel_hf.reranking import as_parts, reranker_query
+from umarvel_hf.trainer.adapters import ResumesAdapters, last_checkpoint
+
+
+class Judgements(TrainerCallback):
+    """A re-ranker's training rows: each training query twice, with a positive (label 1) and a mined negative (0).
+
+    A batch of B rows becomes 2·B pairs. Positive, negative and instruction are drawn by seed, epoch, qid and row, so a
+    run that is continued sees what an unbroken one sees. Pairs are made when a batch asks for them, pictures stay paths
+    until then.
+
+    Args:
+        benchmark: Its union of training queries and its union training pool are read.
+        table: Mined lists; queries without one are left out.
+        tokenizer: The re-ranker's.
+        seed: Seed of the draws.
+        max_tokens: Longer texts are cut; in training only (recipe.md §7.1).
+
+    Attributes:
+        dataset: One row a query, for the trainer.
+
+    Raises:
+        ValueError: A list has no positive or no negative, or no training query has a list.
+    """
+
+    def __init__(
+        self,
+        benchmark: MBeir,
+        table: NegativeTable,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int,
+        max_tokens: int = 256,
+    ) -> None:
+        for mined in table:
+            if not (mined.positives and mined.dids):
+                raise ValueError(
+                    f"The list of query {mined.qid!r} has {len(mined.positives)} positives and {len(mined.dids)} "
+                    "negatives; a re-ranker learns from one of each. Mine deeper or leave the query out."
+                )
+        self.benchmark, self.table, self.tokenizer = benchmark, table, tokenizer
+        self.seed, self.epoch, self.max_tokens = seed, 0, max_tokens
+        numbers = [number for number, query in enumerate(benchmark.train_queries()) if query.qid in table]
+        if not numbers:
+            raise ValueError(
+                f"None of the {len(table):,} mined lists is of a training query of {benchmark.root}. Mine its queries."
+            )
+        columns = {"query": np.array(numbers), **dict.fromkeys(("candidate", "label"), np.zeros(len(numbers), np.int8))}
+        self.dataset = Dataset.from_dict(columns).with_transform(self._pairs)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse workers that would not see the epoch change."""
+        if args.dataloader_persistent_workers:
+            raise ValueError(
+                "dataloader_persistent_workers is True; workers that outlive an epoch would draw the pairs of the "
+                "first one again. Leave it out."
+            )
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note the epoch, also one that is gone on with in its middle."""
+        self.epoch = int(state.epoch or 0)
+
+    def _pairs(self, rows: dict[str, list[int]]) -> dict[str, list[Any]]:
+        pairs = [pair for number in rows["query"] for pair in self._pairs_of(number)]
+        return dict(zip(("query", "candidate", "label"), map(list, zip(*pairs, strict=True)), strict=True))
+
+    def _pairs_of(self, number: int) -> list[tuple[dict[str, Any], dict[str, Any], int]]:
+        query, pool = self.benchmark.train_queries()[number], self.benchmark.union_pool("train")
+        mined = self.table[query.qid]
+        draw = random.Random(f"{self.seed}-{self.epoch}-{query.qid}-{number}")  # some rows are there several times
+        positive, negative = pool[draw.choice(mined.positives)], pool[draw.choice(mined.dids)]
+        asked = self._cut(reranker_query(query, draw.choice(self.benchmark.prompts(query, positive.modality))))
+        return [(asked, self._cut(candidate.item), label) for label, candidate in ((1, positive), (0, negative))]
+
+    def _cut(self, item: Item) -> dict[str, Any]:
+        parts = as_parts(item)
+        if text := parts.get("text"):
+            spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+            if len(spans) > self.max_tokens:
+                parts["text"] = text[: spans[self.max_tokens - 1][1]]
+        return parts
+
+
+class _Trainer(ResumesAdapters, CrossEncoderTrainer):  # type: ignore[misc]  # one argument, as the host's
+    """The host's, which goes on from adapters."""
+
+
+def train_reranker(
+    model: CrossEncoder, rows: Judgements, arguments: CrossEncoderTrainingArguments
+) -> CrossEncoderTrainer:
+    """Train a re-ranker in place with the cross-entropy of Yes against No; it goes on from the last checkpoint.
+
+    Args:
+        model: From ``new_reranker``, with an adapter or without.
+        arguments: ``per_device_train_batch_size`` counts queries, each of which is two pairs.
+
+    Returns:
+        The trainer, done.
+    """
+    trainer = _Trainer(
+        model=model, args=arguments, train_dataset=rows.dataset, loss=BinaryCrossEntropyLoss(model), callbacks=[rows]
+    )
+    # DDP looks for the parameters that a batch without pictures leaves out in dicts, and the host returns a UserDict.
+    with model.register_forward_hook(lambda _module, _inputs, features: dict(features)):
+        trainer.train(resume_from_checkpoint=last_checkpoint(str(arguments.output_dir)))
+    return trainer

@@ -1,0 +1,168 @@
+"""Follow a recipe, stage by stage; stopped anywhere and called again, a run goes on where it was."""
+
+import json
+import logging
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import PartialState
+
+from umarvel_hf.checkpoint import new_model
+from umarvel_hf.data import MBeir
+from umarvel_hf.emoji.base import build_base
+from umarvel_hf.fetch import Unreachable
+from umarvel_hf.store import whole_file
+from umarvel_hf.trainer.evaluator import Trial
+from umarvel_hf.trainer.manifest import Manifest, begin, checksum, flat
+from umarvel_hf.trainer.recipe import Contrastive, Recipe, Score, Stage
+from umarvel_hf.trainer.recipe_reader import read_recipe, recipe_file
+from umarvel_hf.trainer.stages import Context, finish_model, input_files, run_stage
+
+logger = logging.getLogger(__name__)
+
+# Arguments of a training that shape no weight: they may change while a run is stopped.
+WEIGHTLESS = (
+    *("logging_", "log_", "save_", "eval_", "hub_", "push_to_hub", "report_to", "run_name", "disable_tqdm"),
+    *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory"),
+)
+
+
+def train(recipe: str | Path, out: str | Path, *, benchmark: MBeir | None = None, max_steps: int | None = None) -> Path:
+    """Train as a recipe says; the same call again goes on where a stopped run was.
+
+    Every stage has a folder with a manifest of what it was told and, once it is done, what it measured. A finished
+    stage is not run again; an unfinished one goes on from its last checkpoint and ends with the weights of an unbroken
+    run. Launched by ``accelerate launch``, all ranks work on every stage.
+
+    Args:
+        recipe: Name or path (:func:`read_recipe`).
+        out: Folder of the run: ``start``, ``1-<stage>``, …, ``history.jsonl`` with a line a stage, ``model``.
+        benchmark: Its training split is learned, its validation and test splits measured; None: nothing asks for one.
+        max_steps: A trial of so many steps a training stage, on a small part of the benchmark.
+
+    Returns:
+        ``out/model``, the last embedder: a checkpoint that three libraries load.
+
+    Raises:
+        ValueError: Stages do not fit together; a stage was begun with other settings or inputs; a row is bad.
+    """
+    if max_steps is not None and max_steps < 1:
+        raise ValueError(f"max_steps is {max_steps}; give at least 1, or leave it out for the recipe's own number.")
+    plan = read_recipe(recipe)
+    if benchmark is None and plan.needs_benchmark:
+        raise ValueError(f"Recipe {plan.name!r} learns from a benchmark; pass benchmark=MBeir(FOLDER).")
+    if benchmark is not None and max_steps is not None:
+        benchmark = Trial(benchmark)
+    run = _Run(plan, benchmark, Path(out), max_steps)
+    if run.ranks.is_main_process:
+        run.out.mkdir(parents=True, exist_ok=True)
+        with whole_file(run.out / "recipe.yaml") as file:
+            file.write(recipe_file(recipe).read_bytes())
+    return run.follow()
+
+
+@dataclass
+class _Run:
+    recipe: Recipe
+    benchmark: MBeir | None
+    out: Path
+    max_steps: int | None
+    ranks: PartialState = field(default_factory=PartialState)
+    manifests: dict[str, Manifest] = field(default_factory=dict)
+
+    def follow(self) -> Path:
+        start = self._start()
+        context = Context(self.recipe, self.benchmark, self.max_steps, self.out, start=start, model=start)
+        for number, stage in enumerate(self.recipe.stages, start=1):
+            self._stage(stage, self.out / f"{number}-{stage.name}", context)
+        if self.ranks.is_main_process:
+            finish_model(context, self.out / "model", [manifest.record for manifest in self.manifests.values()])
+        self.ranks.wait_for_everyone()
+        return self.out / "model"
+
+    def _start(self) -> Path:
+        """The checkpoint that the first stage starts from."""
+        start, folder = self.recipe.start, self.out / "start"
+        facts = {**flat(start, "start"), "seed": str(self.recipe.seed), "max_pixels": str(self.recipe.max_pixels)}
+        if start.tiny is not None:
+            facts |= self._inputs(None)
+        self.manifests["start"] = manifest = begin(folder, facts)
+        if not manifest.finished and self.ranks.is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)  # cut short
+            manifest.save(folder)
+            new_model(
+                self._base(folder),
+                folder / "model",
+                positions=start.positions,
+                deepstack=start.deepstack,
+                max_pixels=self.recipe.max_pixels,
+            )
+            manifest.finished = True
+            manifest.save(folder)
+        self.ranks.wait_for_everyone()
+        return folder / "model"
+
+    def _base(self, folder: Path) -> str | Path:
+        start = self.recipe.start
+        if start.tiny is not None:
+            assert self.benchmark is not None  # checked when the recipe was read
+            return build_base(self.benchmark, folder / "base", start.tiny, self.recipe.seed)
+        if start.smollm2 is not None:
+            from umarvel_hf.smollm2 import build_smollm2_vl
+
+            return build_smollm2_vl(folder / "base", seed=self.recipe.seed, **start.smollm2)
+        assert start.model is not None  # one of the three is given
+        return start.model
+
+    def _stage(self, stage: Stage, folder: Path, context: Context) -> None:
+        self.manifests[stage.name] = manifest = begin(folder, self._facts(stage))
+        if manifest.finished:
+            logger.info("stage %s is finished", stage.name)
+        else:
+            if self.ranks.is_main_process:
+                manifest.save(folder)
+            self.ranks.wait_for_everyone()
+            logger.info("stage %s", stage.name)
+            began = time.monotonic()
+            record = self._run_stage(stage, folder, context)
+            self.ranks.wait_for_everyone()
+            if self.ranks.is_main_process:
+                seconds = round(time.monotonic() - began, 1)
+                manifest.record = {"stage": stage.name, **record, "seconds_since_last_start": seconds}
+                manifest.finished = True
+                manifest.save(folder)
+        if self.ranks.is_main_process:
+            self._write_history()
+        context.done(stage, folder)
+        self.ranks.wait_for_everyone()
+
+    def _run_stage(self, stage: Stage, folder: Path, context: Context) -> dict[str, object]:
+        try:
+            return run_stage(stage, folder, context)
+        except Unreachable as error:
+            if not (isinstance(stage, Contrastive) and stage.optional):
+                raise
+            logger.warning("stage %s is left out, as its data cannot be fetched: %s", stage.name, error)
+            return {"left_out": str(error)}
+
+    def _facts(self, stage: Stage) -> dict[str, str]:
+        """All that decides what a stage leaves."""
+        facts = {"kind": type(stage).__name__, **flat(stage)}
+        shapeless = tuple(f"training.{name}" for name in WEIGHTLESS)
+        facts = {name: value for name, value in facts.items() if not name.startswith(shapeless)}
+        facts |= {"seed": str(self.recipe.seed), "max_steps": str(self.max_steps), **self._inputs(stage)}
+        facts |= {f"from {name}": manifest.digest for name, manifest in self.manifests.items()}
+        if isinstance(stage, Score):
+            facts |= flat(self.recipe.evaluation, "evaluation")
+        return facts
+
+    def _inputs(self, stage: Stage | None) -> dict[str, str]:
+        """Checksums of the files that a stage reads; pictures count by their paths in these."""
+        return {f"input {path}": checksum(path) for path in input_files(stage, self.benchmark)}
+
+    def _write_history(self) -> None:
+        lines = [json.dumps(one.record, ensure_ascii=False) + "\n" for one in self.manifests.values() if one.record]
+        with whole_file(self.out / "history.jsonl") as file:
+            file.write("".join(lines).encode())

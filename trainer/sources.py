@@ -1,0 +1,446 @@
+"""What rows are made of: M-BEIR's training queries, and pairs of texts or of texts and pictures from plain files."""
+
+import json
+import logging
+import random
+from collections.abc import Container, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from umarvel_hf.data import Item, MBeir, Query
+from umarvel_hf.messages import Message, chat
+from umarvel_hf.negatives import Filters, MinedList, NegativeTable, Strategy, TooFewNegatives, select
+from umarvel_hf.records import (
+    MODALITIES,
+    QUERY_FIELDS,
+    check_content,
+    format_query,
+    id_array,
+    lines_of,
+    record_of,
+)
+from umarvel_hf.trainer.losses import PADDING_ID
+from umarvel_hf.trainer.pairs import Pairs, first_of
+from umarvel_hf.trainer.quarantine import Quarantine, bare
+
+__all__ = ["Choice", "MBeirRows", "Pairs", "Quarantine", "Source", "TeacherLists"]
+
+logger = logging.getLogger(__name__)
+CHECKED_AT_ONCE = 4096
+
+
+class Source(Protocol):
+    """Rows of one kind.
+
+    Attributes:
+        name: Names it in messages.
+        groups: The group of every row: data set and task, such as ``"102 task 7"``, or ``"nli"``.
+        columns: Of every row, in the order in which the loss wants them.
+        label_width: Numbers in a label of ids; 0: labels are scores.
+    """
+
+    name: str
+    groups: list[str]
+    columns: tuple[str, ...]
+    label_width: int
+
+    def __len__(self) -> int: ...
+
+    def rows(self, numbers: Sequence[int], seed: int, epoch: int) -> list[dict[str, Any]]:
+        """A chat for every column and a ``label``; ids are below 2**63, the first that of a row with this query."""
+        ...
+
+    def origin(self, number: int) -> str:
+        """File, line and id of a row, for messages."""
+        ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which mined candidates become the hard negatives of a row.
+
+    Args:
+        strategies: By the pool whose table they are chosen from, in the order of the columns. A candidate that one
+            table gave is not chosen from the lists of the next.
+        filters: Of all of them.
+        tasks: Another ``strategy`` (kind) and ``window`` for the groups named (recipe.md §6.5).
+    """
+
+    strategies: Mapping[str, Strategy]
+    filters: Filters = field(default_factory=Filters)
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for group in self.tasks:
+            self.of(group)  # checks what is asked for
+
+    @property
+    def count(self) -> int:
+        """Negatives of a row."""
+        return sum(strategy.count for strategy in self.strategies.values())
+
+    def of(self, group: str) -> dict[str, Strategy]:
+        """The strategies for rows of a group, by pool."""
+        if group not in self.tasks:
+            return dict(self.strategies)
+        chosen = {}
+        for pool, usual in self.strategies.items():
+            kind = self.tasks[group].get("strategy", usual.kind)
+            window = self.tasks[group].get("window", usual.window if kind == usual.kind else None)
+            chosen[pool] = replace(usual, kind=kind, window=None if window is None else tuple(window))
+        return chosen
+
+
+class _TrainQueries:
+    """The training queries of M-BEIR that can be trained on: what the two sources below share.
+
+    Attributes:
+        queries: These queries, for mining.
+    """
+
+    name = "mbeir"
+    columns: tuple[str, ...]
+
+    def __init__(
+        self,
+        benchmark: MBeir,
+        quarantine: Quarantine,
+        groups: Sequence[str] | None,
+        tables: Mapping[str, NegativeTable],
+        every_candidate: bool,
+    ) -> None:
+        self._benchmark, self._pool, self._quarantine = benchmark, benchmark.union_pool("train"), quarantine
+        self._path = benchmark.root / "query" / "union_train" / "mbeir_union_up_train.jsonl"
+        self._queries = self._read()
+        names: dict[str, str] = {}  # one string a group, not one a row
+        every = [names.setdefault(group := _group_of(query), group) for query in self._queries]
+        if unknown := sorted(set(groups or ()) - names.keys()):
+            raise ValueError(f"{self._path} has no queries of {unknown}; there are those of {sorted(names)}.")
+        wanted = [
+            number
+            for number, query in enumerate(self._queries)
+            if (groups is None or every[number] in groups) and all(query.qid in table for table in tables.values())
+        ]
+        pictures = (self._queries[number].image for number in wanted)
+        self._bad_pictures = quarantine.unreadable(picture for picture in pictures if picture is not None)
+        self._bad_candidates = self._unreadable_candidates(wanted, every_candidate)
+        if self._bad_candidates:
+            bad = np.isin(self._pool.dids, id_array(self._bad_candidates))
+            self._pool = self._pool.subset(np.flatnonzero(~bad))
+        self._prompted: set[tuple[str, str, str]] = set()
+        reasons = self._reasons(wanted, tables)
+        lines = _lines(self._path, "qid", {self._queries[number].qid for number in reasons}) if reasons else {}
+        for number, reason in reasons.items():
+            quarantine.add(self._path, lines[qid := self._queries[number].qid], qid, reason)
+        kept = [number for number in wanted if number not in reasons]
+        if not kept:
+            raise ValueError(f"{self._path}: none of {len(self._queries):,} queries is left to train on.")
+        quarantine.write()
+        self._kept = np.array(kept, dtype=np.int32)
+        self.groups = [every[number] for number in kept]
+        self._first = first_of(id_array(self._queries[number].qid for number in kept))
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def queries(self) -> list[Query]:
+        return [self._queries[number] for number in self._kept]
+
+    def origin(self, number: int) -> str:
+        qid = self._queries[self._kept[number]].qid
+        return f"{self._path}:{_lines(self._path, 'qid', {qid}).get(qid)}, query {qid!r}"
+
+    def _read(self) -> Sequence[Query]:
+        try:
+            return self._benchmark.train_queries()
+        except ValueError:
+            if self._quarantine.path is None:
+                raise
+        queries = []
+        for number, _, line in lines_of(self._path):
+            try:
+                queries.append(_query(self._benchmark.root, self._path, number, line))
+            except ValueError as error:
+                self._quarantine.add(self._path, number, "", bare(error, self._path, number))
+        return queries
+
+    def _unreadable_candidates(self, wanted: Sequence[int], every: bool) -> dict[str, str]:
+        """What is wrong with pictures of candidates that training can use, by did."""
+        if self._quarantine.path is None:
+            return {}
+        dids = chain.from_iterable(self._queries[number].positives for number in wanted)
+        positions = np.arange(len(self._pool)) if every else np.unique(self._pool.positions(list(dids)))
+        found: dict[str, str] = {}
+        for block in np.array_split(positions[positions >= 0], 1 + len(positions) // CHECKED_AT_ONCE):
+            pictures = {one.did: one.image for one in self._pool.at(block) if one.image is not None}
+            problems = self._quarantine.unreadable(pictures.values())
+            found |= {did: problems[image] for did, image in pictures.items() if image in problems}
+        lines = _lines(self._pool.path, "did", found) if found else {}
+        for did, problem in found.items():
+            self._quarantine.add(self._pool.path, lines[did], did, problem)
+        return found
+
+    def _reasons(self, numbers: Sequence[int], tables: Mapping[str, NegativeTable]) -> dict[int, str]:
+        """Why queries cannot be trained on, for those that cannot."""
+        reasons, draw = {}, random.Random(0)  # whether there are enough negatives depends on no draw
+        for start in range(0, len(numbers), CHECKED_AT_ONCE):
+            queries = {number: self._queries[number] for number in numbers[start : start + CHECKED_AT_ONCE]}
+            dids = [did for query in queries.values() for did in query.positives]
+            positions = iter(self._pool.positions(dids).tolist() if dids else [])
+            for number, query in queries.items():
+                if reason := self._reason(query, list(islice(positions, len(query.positives)))):
+                    reasons[number] = reason
+                    continue
+                try:
+                    self._candidates(query, tables, draw)
+                except TooFewNegatives as error:
+                    reasons[number] = str(error).removeprefix(f"query {query.qid!r}: ")
+        return reasons
+
+    def _reason(self, query: Query, positions: Sequence[int]) -> str | None:
+        """Why a query cannot be trained on, whatever its negatives; None: it can."""
+        if not query.positives:
+            return "it names no positive; complete its pos_cand_list or remove it."
+        if query.image in self._bad_pictures:
+            return self._bad_pictures[query.image]
+        for did, position in zip(query.positives, positions, strict=True):
+            if did in self._bad_candidates:
+                return f"its positive {did!r}: {self._bad_candidates[did]}"
+            if position < 0:
+                return (
+                    f"its positive {did!r} is not among the {len(self._pool):,} candidates of {self._pool.path}. Use "
+                    "the pool that these queries were written for."
+                )
+            modality = MODALITIES[self._pool.modalities[position]]
+            if (asked := (query.qid.split(":")[0], query.modality, modality)) not in self._prompted:
+                self._benchmark.prompts(query, modality)  # raises if there are none
+                self._prompted.add(asked)
+        return None
+
+    def _candidates(self, query: Query, tables: Mapping[str, NegativeTable], draw: random.Random) -> list[str]:
+        """The dids that tables give for a query."""
+        raise NotImplementedError
+
+    def _anchor(self, query: Query, positive: str, draw: random.Random) -> list[Message]:
+        modality = MODALITIES[self._pool.modalities[self._pool.positions([positive])[0]]]
+        return _chat(query.item, draw.choice(self._benchmark.prompts(query, modality)))
+
+    def _row(self, anchor: list[Message], dids: Sequence[str], label: list[Any]) -> dict[str, Any]:
+        shown = [_chat(candidate.item) for candidate in self._pool.at(self._pool.positions(dids))]
+        return dict(zip((*self.columns, "label"), (anchor, *shown, label), strict=True))
+
+    def _draw(self, number: int, seed: int, epoch: int) -> tuple[Query, random.Random]:
+        """A row's query and random state; rows of one query, which M-BEIR repeats, have states of their own."""
+        query = self._queries[at := int(self._kept[number])]
+        return query, random.Random(f"{seed}-{epoch}-{query.qid}-{at}")
+
+
+class MBeirRows(_TrainQueries):
+    """A query with its instruction, one of its positives and, if asked for, mined negatives.
+
+    Positive, prompt and negatives are drawn anew in every epoch. Candidates of equal content have equal ids.
+
+    Args:
+        benchmark: Its union of training queries and its union training pool are read.
+        groups: Rows of these only, such as ``["102 task 7"]``; None: all.
+        tables: Mined lists by pool. Queries that one of them lacks are no rows.
+        choice: Which of the mined become negatives; None: none.
+        quarantine: What becomes of queries without positives, with positives that the pool lacks, with pictures that do
+            not open or with too few negatives.
+
+    Raises:
+        ValueError: A row is bad and is not to be left out; no row is left; a group or table is not there.
+    """
+
+    def __init__(
+        self,
+        benchmark: MBeir,
+        *,
+        groups: Sequence[str] | None = None,
+        tables: Mapping[str, NegativeTable] | None = None,
+        choice: Choice | None = None,
+        quarantine: Quarantine | None = None,
+    ) -> None:
+        self._choice = choice or Choice({})
+        self._tables = self._first_tables = self._chosen_from(tables or {})
+        self._kept_lists: frozenset[str] = frozenset()  # qids that keep those of the first tables
+        super().__init__(
+            benchmark, quarantine or Quarantine(), groups, self._tables, every_candidate=choice is not None
+        )
+        if unknown := sorted(self._choice.tasks.keys() - set(self.groups)):
+            raise ValueError(f"Negatives are chosen for {unknown}, but there are only {sorted(set(self.groups))}.")
+        self.columns = ("anchor", "positive", *(f"negative_{at + 1}" for at in range(self._choice.count)))
+        self.label_width = len(self.columns) + max(len(set(query.positives)) for query in self.queries) - 1
+
+    def use(self, tables: Mapping[str, NegativeTable]) -> None:
+        """Choose negatives from these tables from now on.
+
+        Rows stay where they are: in quarantine, one that finds too few keeps the lists of the first tables.
+        """
+        self._tables = self._chosen_from(tables)
+        lacked = {
+            number: "it is not among those mined."
+            for number in self._kept.tolist()
+            if any(self._queries[number].qid not in table for table in self._tables.values())
+        }
+        mined = [number for number in self._kept.tolist() if number not in lacked]
+        reasons = {self._queries[at].qid: why for at, why in (lacked | self._reasons(mined, self._tables)).items()}
+        for qid, reason in reasons.items():
+            if self._quarantine.path is None:
+                raise ValueError(f"{self._path}: {qid!r}: {reason}")
+            logger.warning("%s: %r keeps its first negatives: %s", self._path, qid, reason)
+        self._kept_lists = frozenset(reasons)
+
+    def rows(self, numbers: Sequence[int], seed: int, epoch: int) -> list[dict[str, Any]]:
+        return [self._drawn(number, seed, epoch) for number in numbers]
+
+    def _drawn(self, number: int, seed: int, epoch: int) -> dict[str, Any]:
+        query, draw = self._draw(number, seed, epoch)
+        positive = draw.choice(query.positives)
+        anchor = self._anchor(query, positive, draw)
+        tables = self._first_tables if query.qid in self._kept_lists else self._tables
+        dids = [positive, *self._candidates(query, tables, draw)]
+        others = [did for did in dict.fromkeys(query.positives) if did != positive]
+        ids = (self._pool.digests[self._pool.positions([*dids, *others])] >> np.uint64(1)).tolist()
+        label = [int(self._first[number]), *ids]
+        return self._row(anchor, dids, label + [PADDING_ID] * (self.label_width - len(label)))
+
+    def _candidates(self, query: Query, tables: Mapping[str, NegativeTable], draw: random.Random) -> list[str]:
+        chosen: list[str] = []
+        for name, strategy in self._choice.of(_group_of(query)).items():
+            mined = _without(tables[name][query.qid], {*chosen, *self._bad_candidates})
+            chosen += select(mined, strategy, self._choice.filters, draw, self._pool)
+        return chosen
+
+    def _chosen_from(self, tables: Mapping[str, NegativeTable]) -> dict[str, NegativeTable]:
+        if missing := sorted(self._choice.strategies.keys() - tables.keys()):
+            raise ValueError(
+                f"Negatives are chosen from {missing}; there are tables of {sorted(tables)}. Mine these too."
+            )
+        return {name: tables[name] for name in self._choice.strategies}
+
+
+class TeacherLists(_TrainQueries):
+    """A query with its instruction and the candidates that a teacher scored highest (recipe.md §7.6).
+
+    Its positives take part with their own scores. The label holds the scores, best first (ties: the greater did), and
+    1.0 where a candidate is a positive, else 0.0.
+
+    Args:
+        table: Scored lists. Queries that it lacks are no rows.
+        top: Candidates of a row.
+        keep_positive: A row without a positive takes its best positive for its last candidate.
+        benchmark, groups, quarantine: As for :class:`MBeirRows`.
+
+    Raises:
+        ValueError: As for :class:`MBeirRows`; the table has no teacher scores.
+    """
+
+    label_width = 0
+
+    def __init__(
+        self,
+        benchmark: MBeir,
+        table: NegativeTable,
+        *,
+        top: int,
+        keep_positive: bool = False,
+        groups: Sequence[str] | None = None,
+        quarantine: Quarantine | None = None,
+    ) -> None:
+        self._tables, self._top, self._keep_positive = {"": table}, top, keep_positive
+        self.columns = ("anchor", *(f"candidate_{at + 1}" for at in range(top)))
+        super().__init__(benchmark, quarantine or Quarantine(), groups, self._tables, every_candidate=True)
+
+    def rows(self, numbers: Sequence[int], seed: int, epoch: int) -> list[dict[str, Any]]:
+        drawn = []
+        for number in numbers:
+            query, draw = self._draw(number, seed, epoch)
+            anchor = self._anchor(query, draw.choice(query.positives), draw)
+            scores = self._scores(query, self._tables)
+            dids = self._ranked(query, scores)
+            label = [[scores[did] for did in dids], [float(did in query.positives) for did in dids]]
+            drawn.append(self._row(anchor, dids, label))
+        return drawn
+
+    def _candidates(self, query: Query, tables: Mapping[str, NegativeTable], draw: random.Random) -> list[str]:
+        dids = self._ranked(query, self._scores(query, tables))
+        if (self._pool.positions(dids) < 0).any():
+            raise ValueError(f"query {query.qid!r}: its list is of another pool than {self._pool.path}. Mine anew.")
+        return dids
+
+    def _scores(self, query: Query, tables: Mapping[str, NegativeTable]) -> dict[str, float]:
+        mined = tables[""][query.qid]
+        if mined.teacher_scores is None or mined.positive_teacher_scores is None:
+            raise ValueError(
+                f"{tables[''].path}: the list of {query.qid!r} has no teacher scores. Score the table first."
+            )
+        scored = [*zip(mined.dids, mined.teacher_scores.tolist(), strict=False)]  # of the best candidates only
+        scored += zip(mined.positives, mined.positive_teacher_scores.tolist(), strict=True)
+        return {did: score for did, score in scored if did not in self._bad_candidates}
+
+    def _ranked(self, query: Query, scores: Mapping[str, float]) -> list[str]:
+        ranked = sorted(scores, key=lambda did: (scores[did], did), reverse=True)
+        if len(ranked) < self._top:
+            raise TooFewNegatives(
+                f"query {query.qid!r}: {self._top} candidates are asked for and {len(ranked)} have teacher scores. "
+                "Score more of them, or ask for fewer."
+            )
+        best = next((did for did in ranked if did in query.positives), None)
+        listed = ranked[: self._top]
+        if self._keep_positive and best is not None and best not in listed:
+            listed[-1] = best
+        return listed
+
+
+def _query(root: Path, path: Path, number: int, line: bytes) -> Query:
+    record = record_of(path, number, line, QUERY_FIELDS)
+    text, image = format_query(record["query_txt"]), record["query_img_path"]
+    check_content(path, number, record["qid"], text, image)
+    return Query(
+        qid=record["qid"],
+        text=text,
+        image=root / image if image else None,
+        modality=record["query_modality"],
+        positives=tuple(record["pos_cand_list"]),
+        task_id=record["task_id"],
+    )
+
+
+def _group_of(query: Query) -> str:
+    return f"{query.qid.split(':')[0]} task {query.task_id}"
+
+
+def _lines(path: Path, field: str, names: Container[str]) -> dict[str, int]:
+    """The first line of each id."""
+    found: dict[str, int] = {}
+    for number, _, line in lines_of(path):
+        try:
+            name = json.loads(line)[field]
+        except (KeyError, TypeError, ValueError):
+            continue
+        if name in names:
+            found.setdefault(name, number)
+    return found
+
+
+def _without(mined: MinedList, left_out: Set[str]) -> MinedList:
+    if left_out.isdisjoint(mined.dids):
+        return mined
+    kept = np.array([did not in left_out for did in mined.dids])
+    judged: dict[str, Any] = {
+        name: None if scores is None else scores[kept[: len(scores)]]
+        for name in ("scores", "answers", "teacher_scores")
+        for scores in (getattr(mined, name),)
+    }
+    return replace(mined, dids=tuple(did for did in mined.dids if did not in left_out), **judged)
+
+
+def _chat(item: Item, instruction: str | None = None) -> list[Message]:
+    """The chat of an item whose picture is a path."""
+    return chat({**item, "image": str(item["image"])} if isinstance(item, dict) else item, instruction)

@@ -1,0 +1,397 @@
+"""What every kind of stage does. Each goes on where it was stopped, and leaves its results whole or not at all."""
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from sentence_transformers import CrossEncoder, SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
+from torch import nn
+from transformers import TrainerCallback
+
+from umarvel_hf.checkpoint import model_card
+from umarvel_hf.data import MBeir
+from umarvel_hf.emoji.cache import cache_dir
+from umarvel_hf.encoding import load
+from umarvel_hf.evaluation.benchmark import evaluate_benchmark
+from umarvel_hf.evaluation.reranked import fit_fusion
+from umarvel_hf.fetch import snli
+from umarvel_hf.mining import mine_benchmark
+from umarvel_hf.negatives import NegativeTable, Strategy
+from umarvel_hf.reranker_checkpoint import new_reranker
+from umarvel_hf.reranking import load_reranker
+from umarvel_hf.teaching import score_table
+from umarvel_hf.trainer.adapters import add_lora, freeze_temperature, last_checkpoint, merge_adapter
+from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
+from umarvel_hf.trainer.augmentation import Augmentation
+from umarvel_hf.trainer.batches import BlockBatchSampler
+from umarvel_hf.trainer.callbacks import HardNegativeMining
+from umarvel_hf.trainer.evaluator import RetrievalEvaluator
+from umarvel_hf.trainer.losses import DistillKL, InfoNCE, NotFinite, similarity_of
+from umarvel_hf.trainer.pairs import Pairs
+from umarvel_hf.trainer.quarantine import Quarantine
+from umarvel_hf.trainer.recipe import (
+    Captions,
+    Contrastive,
+    Data,
+    Distill,
+    Embedding,
+    HardNegatives,
+    Instructions,
+    Mine,
+    Nli,
+    Recipe,
+    Reranker,
+    Score,
+    Stage,
+    Training,
+)
+from umarvel_hf.trainer.reranker import Judgements, train_reranker
+from umarvel_hf.trainer.rows import TrainingRows
+from umarvel_hf.trainer.sources import Choice, MBeirRows, Source, TeacherLists
+from umarvel_hf.trainer.trainer import UMarvelTrainer
+
+logger = logging.getLogger(__name__)
+
+TRAIN_FILES = (
+    "query/union_train/mbeir_union_up_train.jsonl",
+    "cand_pool/global/mbeir_union_train_cand_pool.jsonl",
+    "instructions/query_instructions.tsv",
+)
+
+
+@dataclass
+class Context:
+    """What stages share: the recipe, the data, and what earlier stages left.
+
+    Args:
+        start: The checkpoint of the start.
+        model: The embedder so far.
+        folders: Of the stages that are done.
+    """
+
+    recipe: Recipe
+    benchmark: MBeir | None
+    max_steps: int | None
+    out: Path
+    start: Path
+    model: Path
+    folders: dict[str, Path] = field(default_factory=dict)
+
+    def done(self, stage: Stage, folder: Path) -> None:
+        """Take note of a stage's results."""
+        self.folders[stage.name] = folder
+        if isinstance(stage, Embedding) and (folder / "model").is_dir():
+            self.model = folder / "model"
+
+    @property
+    def data(self) -> MBeir:
+        """The benchmark; a recipe that needs one is not begun without."""
+        assert self.benchmark is not None
+        return self.benchmark
+
+    @property
+    def quarantine(self) -> Quarantine:
+        return Quarantine(self.out / "quarantine.jsonl" if self.recipe.bad_rows == "quarantine" else None)
+
+    def tables(self, name: str) -> dict[str, NegativeTable]:
+        """The mined lists that a stage left, by pool."""
+        return {path.stem: NegativeTable.open(path) for path in sorted(self.folders[name].glob("*.parquet"))}
+
+
+def input_files(stage: Stage | None, benchmark: MBeir | None) -> list[Path]:
+    """The files that a stage reads, besides what earlier stages left; None: the start."""
+    data: Sequence[Data] = getattr(stage, "data", ())
+    named = [one.nli for one in data if isinstance(one, Nli) and one.nli != "snli"]
+    named += [one.captions for one in data if isinstance(one, Captions)]
+    only_pairs = isinstance(stage, Contrastive) and not any(isinstance(one, Instructions) for one in data)
+    of_benchmark = [] if benchmark is None or only_pairs else [benchmark.root / name for name in TRAIN_FILES]
+    return [*map(Path, named), *of_benchmark]
+
+
+def run_stage(stage: Stage, folder: Path, context: Context) -> dict[str, Any]:
+    """Run a stage in its folder. Returns what is to be remembered of it."""
+    runs: dict[type[Stage], Callable[[Any, Path, Context], dict[str, Any]]] = {
+        Contrastive: _contrastive,
+        Mine: _mine,
+        HardNegatives: _hard_negatives,
+        Reranker: _reranker,
+        Score: _score,
+        Distill: _distill,
+    }
+    return runs[type(stage)](stage, folder, context)
+
+
+def _contrastive(stage: Contrastive, folder: Path, context: Context) -> dict[str, Any]:
+    sources = [source_of(one, context) for one in stage.data]
+    weights: dict[str, float] = {}
+    for one, source in zip(stage.data, sources, strict=True):
+        weights |= dict.fromkeys(source.groups, one.weight)
+    rows = _rows(sources, stage, context)
+    loss = partial(InfoNCE, symmetric=stage.symmetric)
+    return _train_embedder(stage, folder, context, rows, loss, weights=weights)
+
+
+def _hard_negatives(stage: HardNegatives, folder: Path, context: Context) -> dict[str, Any]:
+    wanted = stage.negatives
+    choice = Choice(
+        {
+            pool: Strategy(wanted.strategy, count, wanted.window, wanted.wrong_modality if pool == "union" else 0)
+            for pool, count in (("local", wanted.local), ("union", wanted.union))
+            if count
+        },
+        wanted.filters,
+        wanted.tasks,
+    )
+    source = MBeirRows(context.data, tables=context.tables(wanted.table), choice=choice, quarantine=context.quarantine)
+    rows = _rows([source], stage, context)
+    callbacks: list[TrainerCallback] = []
+    batches_per_epoch = None
+    if stage.remine_every_epochs or stage.remine_every_steps:
+        mined = context.recipe.stage(wanted.table)
+        assert isinstance(mined, Mine)  # checked when the recipe was read
+        remine = partial(_mined, mined, context)
+        callbacks = [HardNegativeMining(remine, rows, folder / "mined", every_epochs=stage.remine_every_epochs or 1)]
+    if stage.remine_every_steps:
+        accumulated = stage.training.get("gradient_accumulation_steps", 1)
+        batches_per_epoch = stage.remine_every_steps * accumulated * PartialState().num_processes
+    loss = partial(InfoNCE, shared=wanted.shared)
+    return _train_embedder(stage, folder, context, rows, loss, callbacks=callbacks, batches_per_epoch=batches_per_epoch)
+
+
+def _distill(stage: Distill, folder: Path, context: Context) -> dict[str, Any]:
+    table = context.tables(stage.table)["local"]
+    source = TeacherLists(
+        context.data, table, top=stage.top, keep_positive=stage.keep_positive, quarantine=context.quarantine
+    )
+    rows = _rows([source], stage, context)
+    return _train_embedder(stage, folder, context, rows, partial(DistillKL, infonce_weight=stage.infonce_weight))
+
+
+def _mine(stage: Mine, folder: Path, context: Context) -> dict[str, Any]:
+    model = load(str(context.model), device=_device())
+    return {f"{pool}_queries": len(table) for pool, table in _mined(stage, context, model, folder).items()}
+
+
+def _mined(stage: Mine, context: Context, model: SentenceTransformer, folder: Path) -> dict[str, NegativeTable]:
+    queries = None  # all
+    if context.recipe.bad_rows == "quarantine":
+        queries = MBeirRows(context.data, quarantine=context.quarantine).queries
+    return mine_benchmark(
+        model,
+        context.data,
+        folder,
+        queries=queries,
+        pools=stage.pools,
+        depth=stage.depth,
+        share=stage.share,
+        seed=context.recipe.seed,
+        batch_size=stage.batch_size,
+    )
+
+
+def _reranker(stage: Reranker, folder: Path, context: Context) -> dict[str, Any]:
+    base = context.folders[stage.base] / "model" if stage.base in context.folders else stage.base or context.start
+    start, ranks = folder / "start", PartialState()
+    if ranks.is_main_process and not (start / "README.md").is_file():  # the file that is written last
+        shutil.rmtree(start, ignore_errors=True)
+        new_reranker(base, start, max_pixels=context.recipe.max_pixels)
+    ranks.wait_for_everyone()
+    model = CrossEncoder(str(start), device="cpu", model_kwargs=_weights(stage))
+    if stage.lora is not None:
+        add_lora(model, stage.lora, seed=context.recipe.seed)
+    table = context.tables(stage.table)["local"]
+    rows = Judgements(context.data, table, model.tokenizer, seed=context.recipe.seed, max_tokens=stage.max_text_tokens)
+    given = {**stage.training, **({} if context.max_steps is None else {"max_steps": context.max_steps})}
+    arguments = CrossEncoderTrainingArguments(output_dir=str(folder / "checkpoints"), seed=context.recipe.seed, **given)
+    trainer = train_reranker(model, rows, arguments)
+    _save(trainer, stage, folder)
+    return {"steps": trainer.state.global_step, **_last_loss(trainer)}
+
+
+def _score(stage: Score, folder: Path, context: Context) -> dict[str, Any]:
+    reranker = load_reranker(context.folders[stage.reranker] / "model")
+    weight, record = stage.weight, {}
+    if weight is None:
+        encoder = load(str(context.model), device=_device())
+        fusion = fit_fusion(encoder, reranker, context.data, top=stage.top, name=stage.reranker)
+        fusion.save(folder / "fusion.json")
+        weight, record = fusion.weight, {"validation_by_weight": fusion.curve}
+    table = score_table(
+        context.tables(stage.table)["local"],
+        reranker,
+        context.data,
+        top=stage.top,
+        weight=weight,
+        out=folder / "local.parquet",
+        batch_size=stage.batch_size,
+    )
+    return {"queries": len(table), "weight": weight, **record}
+
+
+def source_of(data: Data, context: Context) -> Source:
+    """The rows of a data set."""
+    quarantine = context.quarantine
+    if isinstance(data, Nli):
+        path = snli(cache_dir()) if data.nli == "snli" else Path(data.nli)
+        return Pairs.nli(path, negatives=data.negatives, quarantine=quarantine)
+    if isinstance(data, Captions):
+        return Pairs.captions(
+            data.captions,
+            text=data.text,
+            image=data.image,
+            images=Path(data.images) if data.images else None,
+            direction=data.direction,
+            instruction=data.instruction,
+            quarantine=quarantine,
+        )
+    groups = None if data.mbeir == "all" else data.mbeir
+    return MBeirRows(context.data, groups=groups, quarantine=quarantine)
+
+
+def _rows(sources: Sequence[Source], stage: Embedding, context: Context) -> TrainingRows:
+    augmentation = None if stage.augmentation is None else Augmentation(**stage.augmentation)
+    return TrainingRows(sources, seed=context.recipe.seed, augmentation=augmentation)
+
+
+def _train_embedder(
+    stage: Embedding,
+    folder: Path,
+    context: Context,
+    rows: TrainingRows,
+    loss: Callable[..., nn.Module],
+    *,
+    weights: Mapping[str, float] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    batches_per_epoch: int | None = None,
+) -> dict[str, Any]:
+    """Train from the last checkpoint on, merge the adapter if there is one, measure."""
+    recipe = context.recipe
+    model = load(str(context.model), device="cpu", model_kwargs=_weights(stage))
+    learned = stage.temperature == "learned"
+    if stage.lora is not None:
+        add_lora(model, stage.lora, train_temperature=learned, seed=recipe.seed)
+    elif not learned:
+        freeze_temperature(model)
+    batch_size = stage.training.get("per_device_train_batch_size", 8)
+    sampler = partial(
+        BlockBatchSampler,
+        groups=rows.groups,
+        block_size={"mixed": 1, "per_task": batch_size * PartialState().num_processes}.get(
+            str(stage.batches), stage.batches
+        ),
+        first=stage.first,
+        weights=weights,
+        columns=rows.columns,
+        batches_per_epoch=batches_per_epoch,
+    )
+    given = {**stage.training, **({} if context.max_steps is None else {"max_steps": context.max_steps})}
+    arguments = UMarvelTrainingArguments(
+        output_dir=str(folder / "checkpoints"), seed=recipe.seed, batch_sampler=sampler, **given
+    )
+    evaluator = _evaluator(context) if arguments.eval_strategy != "no" else None
+    trainer = UMarvelTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows.dataset,
+        loss=loss(model, mini_batch_size=arguments.mini_batch_size),
+        callbacks=[rows, *callbacks],
+        evaluator=evaluator,
+    )
+    try:
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
+    except NotFinite as error:
+        at = f"stage {stage.name}, step {trainer.state.global_step + 1}"
+        raise ValueError(f"{at}: {error} The last checkpoint is whole. {_named(error, rows)}") from error
+    _save(trainer, stage, folder)
+    return _record(trainer, folder / "model", context)
+
+
+def _weights(stage: Training) -> dict[str, str]:
+    """How weights are loaded: those that are trained in single precision, an adapter's base as it is stored."""
+    return {"attn_implementation": stage.attn_implementation, "dtype": "auto" if stage.lora else "float32"}
+
+
+def _named(error: NotFinite, rows: TrainingRows) -> str:
+    """The rows of a batch whose loss is no number."""
+    if error.labels is None or error.labels.is_floating_point():  # the labels of lists are scores
+        return ""
+    return "Its rows: " + "; ".join(dict.fromkeys(rows.name(number) for number in error.labels[:, 0].tolist()))
+
+
+def _save(trainer: SentenceTransformerTrainer | CrossEncoderTrainer, stage: Training, folder: Path) -> None:
+    """Leave ``folder/model``, a checkpoint of all weights."""
+    unfinished = folder / ("adapter" if stage.lora else "model.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    trainer.save_model(str(unfinished))
+    (unfinished / "training_args.bin").unlink(missing_ok=True)
+    if not trainer.is_world_process_zero():
+        return
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    if stage.lora is not None:
+        merge_adapter(unfinished, folder / "model")
+    else:
+        unfinished.rename(folder / "model")
+
+
+def _record(trainer: UMarvelTrainer, model: Path, context: Context) -> dict[str, Any]:
+    """What training and the validation slice say of a stage."""
+    temperature = round(similarity_of(trainer.model).temperature.item(), 6)
+    record = {"steps": trainer.state.global_step, "temperature": temperature, **_last_loss(trainer)}
+    evaluator = _evaluator(context)
+    if evaluator is not None and trainer.is_world_process_zero():
+        metrics = evaluator(load(str(model), device=_device()))
+        record["validation"] = {name: round(value, 4) for name, value in metrics.items()}
+    return record
+
+
+def _last_loss(trainer: SentenceTransformerTrainer | CrossEncoderTrainer) -> dict[str, Any]:
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"last_loss": logged[-1]} if logged else {}
+
+
+def _evaluator(context: Context) -> RetrievalEvaluator | None:
+    sizes = context.recipe.evaluation
+    if sizes is None:
+        return None
+    return RetrievalEvaluator(
+        context.data, queries_per_task=sizes.queries_per_task, candidates_per_task=sizes.candidates_per_task
+    )
+
+
+def _device() -> str:
+    return str(PartialState().device)
+
+
+def finish_model(context: Context, out: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Copy the last embedder to ``out`` with a card that tells its stages and, if the recipe asks, its test scores."""
+    if out.is_dir():
+        logger.info("%s is finished; remove it to measure again.", out)
+        return
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(context.model, unfinished)
+    recipe, table = context.recipe, "not measured\n"
+    model = load(str(unfinished), device=_device())
+    if recipe.evaluation is not None and recipe.evaluation.test:
+        settings = {"model": recipe.name, "command": f"umarvel train {recipe.name}"}
+        result = evaluate_benchmark(model, context.data, settings=settings)
+        result.save(out.with_name("result.json"))
+        table = result.table()
+    notes = files("umarvel_hf.trainer").joinpath("trained_card.md").read_text(encoding="utf-8")
+    embedder: Any = model[0].model
+    start = recipe.start.model or f"{recipe.name}: a tiny model trained from nothing"
+    card = model_card(
+        embedder,
+        base=start,
+        made_by=f"umarvel train {recipe.name}",
+        notes=notes.format(recipe=(out.parent / "recipe.yaml").read_text(encoding="utf-8"), table=table),
+    )
+    (unfinished / "README.md").write_text(card, encoding="utf-8")
+    unfinished.rename(out)

@@ -1,0 +1,131 @@
+"""Make re-rankers: native ``CrossEncoder`` folders that answer Yes or No, of any vision-language model."""
+
+import json
+import re
+import shutil
+import tempfile
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from umarvel_hf._torchvision import ensure_torchvision
+
+ensure_torchvision()
+from sentence_transformers import CrossEncoder
+from sentence_transformers.base.modules.transformer import Transformer
+from sentence_transformers.cross_encoder.modules import LogitScore
+from transformers import AutoModelForMultimodalLM
+
+from umarvel_hf.chat_template import Markers, control_tokens, read_markers
+from umarvel_hf.checkpoint import _empty_folder, _load_processor, _local, limit_pixels
+from umarvel_hf.modeling.configuration_umarvel import UMarvelConfig
+from umarvel_hf.modeling.modeling_umarvel import UMarvelModel
+
+# The reference's text to the letter, with the 24 spaces of a continued line and "responed" (recipe.md §7.1).
+PROMPT = (
+    f"I will provide you with a query and a candidate. Please evaluate whether the candidate{24 * ' '}"
+    "meets the requirements of the query. If it does, respond with 'Yes'; if it doesn't, responed with 'No'."
+)
+CARD = """\
+---
+library_name: sentence-transformers
+pipeline_tag: text-ranking
+---
+
+# Re-ranker made of {base}
+
+It reads a query and a candidate, each text, pictures or both, and answers with the probability that the candidate
+meets the query: P(Yes) against P(No) of the first token it would write. Nothing is generated.
+
+```python
+from sentence_transformers import CrossEncoder
+
+CrossEncoder("FOLDER").predict([("Find a dog.", {{"image": "dog.png"}})])
+```
+
+Until it is trained as a re-ranker it answers as {base} does.
+"""
+
+
+def new_reranker(src: str | Path, out: str | Path, *, max_pixels: int | None = None) -> Path:
+    """Make a re-ranker of any causal vision-language model, or of the backbone of a U-MARVEL checkpoint.
+
+    A U-MARVEL checkpoint has no language-model head: its token embeddings, tied, take that place. Its attention is
+    causal from now on, its positions are the backbone's own.
+
+    Args:
+        src: Folder or Hub id.
+        out: Folder to write; it may exist, but must be empty. ``CrossEncoder(out)`` loads it, without remote code.
+        max_pixels: Larger pictures are scaled down to so many; None: as the processor of ``src`` says.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        FileExistsError: ``out`` holds files.
+        ValueError: ``src`` has no multimodal processor, or its tokenizer begins "Yes" and "No" alike.
+    """
+    out, source = _empty_folder(out), _local(src)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{out.name}-", dir=out.parent) as scratch:
+        if UMarvelConfig.get_config_dict(source)[0].get("model_type") == UMarvelConfig.model_type:
+            source = _language_model(source, Path(scratch))
+        processor = _load_processor(source)
+        yes, no = (_first_token(processor.tokenizer, word) for word in ("Yes", "No"))
+        if yes == no:
+            token = processor.tokenizer.convert_ids_to_tokens(yes)
+            raise ValueError(
+                f"The tokenizer of {src} begins both 'Yes' and 'No' with {token!r}, so that an answer's first token "
+                "tells nothing. Name a model whose vocabulary tells them apart."
+            )
+        module = Transformer(
+            str(source),
+            transformer_task="any-to-any",
+            processor_kwargs={"chat_template": reranker_template(processor)},
+            processing_kwargs={"text": {"truncation": False}},  # what is cut off is the candidate's end
+        )
+        if max_pixels is not None:
+            limit_pixels(module.processor.image_processor, max_pixels)
+        module.model.config._name_or_path = ""  # where the base lies on this machine is no one's business
+        CrossEncoder(modules=[module, LogitScore(yes, no)]).save_pretrained(str(out), create_model_card=False)
+    (out / "README.md").write_text(CARD.format(base=Path(src).name), encoding="utf-8")
+    return out
+
+
+def reranker_template(processor: Any) -> str:
+    """The Jinja template of a re-ranker: the prompt of recipe.md §7.1 between a backbone's own markers."""
+    markers = _stored_markers(processor.chat_template or "") or asdict(read_markers(processor, generation_prompt=False))
+    data = {name: markers[name] for name in ("head", "to_assistant", "image", "video")}
+    data |= {"control_tokens": control_tokens(processor), "prompt": PROMPT}
+    lines = [f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} -%}}" for name, value in data.items()]
+    body = files("umarvel_hf").joinpath("reranker_template.jinja").read_text(encoding="utf-8")
+    return "\n".join(lines) + "\n" + body
+
+
+def _stored_markers(template: str) -> dict[str, str]:
+    """The markers that stand above a U-MARVEL template; none above another."""
+    stored = dict(re.findall(r"^\{%- set (\w+) = (.*) -%\}$", template, flags=re.MULTILINE))
+    return {name: json.loads(stored[name]) for name in Markers.__annotations__} if "to_assistant" in stored else {}
+
+
+def _first_token(tokenizer: Any, word: str) -> int:
+    first: int = tokenizer(word, add_special_tokens=False).input_ids[0]
+    return first
+
+
+def _language_model(checkpoint: Path, out: Path) -> Path:
+    """Write a U-MARVEL checkpoint's backbone as the causal language model that it was made of, beside its processor."""
+    backbone = UMarvelModel.from_pretrained(checkpoint).vlm
+    config, text = backbone.config, backbone.config.get_text_config()
+    text.__dict__.pop("is_causal", None)
+    config.tie_word_embeddings = text.tie_word_embeddings = True
+    with torch.device("meta"):  # the backbone is there already
+        model = AutoModelForMultimodalLM.from_config(config)
+    setattr(model, model.base_model_prefix, backbone)
+    model.tie_weights()
+    shutil.copytree(checkpoint, out, ignore=shutil.ignore_patterns("*.safetensors*", "*.py"), dirs_exist_ok=True)
+    model.save_pretrained(out)
+    return out
