@@ -3,6 +3,7 @@
 import csv
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -81,10 +82,14 @@ class Trial(Slice):
 
     def train_queries(self) -> list[Query]:
         """The drawn training queries, in the order of the file."""
-        groups: dict[tuple[str, int], list[int]] = {}
+        return self._train_queries
+
+    @cached_property
+    def _train_queries(self) -> list[Query]:
+        groups: dict[str, list[int]] = {}
         whole = self._whole.train_queries()
         for at, query in enumerate(whole):
-            groups.setdefault((query.qid.split(":")[0], query.task_id), []).append(at)
+            groups.setdefault(query.group, []).append(at)
         drawn = [
             rows[at]
             for rows in groups.values()
@@ -94,8 +99,10 @@ class Trial(Slice):
 
     def union_pool(self, split: str = "test") -> Pool:
         """For training: the positives of the drawn queries and as many other candidates, in the order of the file."""
-        if split != "train":
-            return super().union_pool(split)
+        return self._train_pool if split == "train" else super().union_pool(split)
+
+    @cached_property
+    def _train_pool(self) -> Pool:
         pool = self._whole.union_pool("train")
         right = np.unique(pool.positions([did for query in self.train_queries() for did in query.positives]))
         rest = np.setdiff1d(np.arange(len(pool)), right)

@@ -11,18 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from umarvel_hf.data import Item, MBeir, Query
+from umarvel_hf.data import Item, MBeir, Query, query_of
 from umarvel_hf.messages import Message, chat
 from umarvel_hf.negatives import Filters, MinedList, NegativeTable, Strategy, TooFewNegatives, select
-from umarvel_hf.records import (
-    MODALITIES,
-    QUERY_FIELDS,
-    check_content,
-    format_query,
-    id_array,
-    lines_of,
-    record_of,
-)
+from umarvel_hf.records import MODALITIES, id_array, lines_of
 from umarvel_hf.trainer.losses import PADDING_ID
 from umarvel_hf.trainer.pairs import Pairs, first_of
 from umarvel_hf.trainer.quarantine import Quarantine, bare
@@ -117,7 +109,7 @@ class _TrainQueries:
         self._path = benchmark.root / "query" / "union_train" / "mbeir_union_up_train.jsonl"
         self._queries = self._read()
         names: dict[str, str] = {}  # one string a group, not one a row
-        every = [names.setdefault(group := _group_of(query), group) for query in self._queries]
+        every = [names.setdefault(group := query.group, group) for query in self._queries]
         if unknown := sorted(set(groups or ()) - names.keys()):
             raise ValueError(f"{self._path} has no queries of {unknown}; there are those of {sorted(names)}.")
         wanted = [
@@ -164,7 +156,7 @@ class _TrainQueries:
         queries = []
         for number, _, line in lines_of(self._path):
             try:
-                queries.append(_query(self._benchmark.root, self._path, number, line))
+                queries.append(query_of(self._benchmark.root, self._path, number, line))
             except ValueError as error:
                 self._quarantine.add(self._path, number, "", bare(error, self._path, number))
         return queries
@@ -312,7 +304,7 @@ class MBeirRows(_TrainQueries):
 
     def _candidates(self, query: Query, tables: Mapping[str, NegativeTable], draw: random.Random) -> list[str]:
         chosen: list[str] = []
-        for name, strategy in self._choice.of(_group_of(query)).items():
+        for name, strategy in self._choice.of(query.group).items():
             mined = _without(tables[name][query.qid], {*chosen, *self._bad_candidates})
             chosen += select(mined, strategy, self._choice.filters, draw, self._pool)
         return chosen
@@ -396,24 +388,6 @@ class TeacherLists(_TrainQueries):
         if self._keep_positive and best is not None and best not in listed:
             listed[-1] = best
         return listed
-
-
-def _query(root: Path, path: Path, number: int, line: bytes) -> Query:
-    record = record_of(path, number, line, QUERY_FIELDS)
-    text, image = format_query(record["query_txt"]), record["query_img_path"]
-    check_content(path, number, record["qid"], text, image)
-    return Query(
-        qid=record["qid"],
-        text=text,
-        image=root / image if image else None,
-        modality=record["query_modality"],
-        positives=tuple(record["pos_cand_list"]),
-        task_id=record["task_id"],
-    )
-
-
-def _group_of(query: Query) -> str:
-    return f"{query.qid.split(':')[0]} task {query.task_id}"
 
 
 def _lines(path: Path, field: str, names: Container[str]) -> dict[str, int]:

@@ -57,6 +57,11 @@ class Query:
     task_id: int
 
     @property
+    def group(self) -> str:
+        """Data set and task, such as ``"102 task 7"``."""
+        return f"{self.qid.split(':')[0]} task {self.task_id}"
+
+    @property
     def item(self) -> Item:
         """What ``encode`` takes: the text, or a dict with the picture's path and the text, if there is one."""
         return as_item(self.text, self.image)
@@ -307,17 +312,7 @@ class MBeir:
 
     def _read_queries(self, path: Path) -> Iterator[Query]:
         for number, _, line in lines_of(path):
-            record = record_of(path, number, line, QUERY_FIELDS)
-            text, image = format_query(record["query_txt"]), record["query_img_path"]
-            check_content(path, number, record["qid"], text, image)
-            yield Query(
-                qid=record["qid"],
-                text=text,
-                image=self.root / image if image else None,
-                modality=record["query_modality"],
-                positives=tuple(record["pos_cand_list"]),
-                task_id=record["task_id"],
-            )
+            yield query_of(self.root, path, number, line)
 
     def _read_qrels(self, path: Path, task: Task, split: str) -> dict[str, dict[str, int]]:
         queries = {query.qid for query in self.queries(task, split)}
@@ -348,6 +343,21 @@ class MBeir:
                 "first of them. Complete the file or remove these queries."
             )
         return right
+
+
+def query_of(root: Path, path: Path, number: int, line: bytes) -> Query:
+    """The query on a line of a file; ``root`` is the folder that image paths are relative to."""
+    record = record_of(path, number, line, QUERY_FIELDS)
+    text, image = format_query(record["query_txt"]), record["query_img_path"]
+    check_content(path, number, record["qid"], text, image)
+    return Query(
+        qid=record["qid"],
+        text=text,
+        image=root / image if image else None,
+        modality=record["query_modality"],
+        positives=tuple(record["pos_cand_list"]),
+        task_id=record["task_id"],
+    )
 
 
 def first_repeated(ids: Sequence[str]) -> str | None:

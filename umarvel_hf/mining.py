@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -168,14 +169,14 @@ def mine_benchmark(
     """
     if not pools or set(pools) - set(POOLS):
         raise ValueError(f"pools are {list(pools)}; choose from {', '.join(POOLS)}.")
-    every = sorted(_each_once(benchmark.train_queries() if queries is None else queries), key=_task)
+    every = sorted(_each_once(benchmark.train_queries() if queries is None else queries), key=attrgetter("group"))
     asked = [query for query in every if int(_sha256(f"{seed}-{query.qid}")[:8], base=16) < share * 2**32]
     if not asked:
         raise ValueError(f"None of {len(every):,} training queries is left with share {share}. Take a larger one.")
     pool = benchmark.union_pool("train")
     positives = [query.positives for query in asked]
     answers = positions_of_positives([query.qid for query in asked], positives, pool.positions)
-    union: dict[str, np.ndarray | None] = dict.fromkeys(map(_task, asked))
+    union: dict[str, np.ndarray | None] = dict.fromkeys(query.group for query in asked)
     return mine(
         encoder,
         Queries(
@@ -186,7 +187,7 @@ def mine_benchmark(
                 for query, own in zip(asked, answers, strict=True)
             ],
             positives=positives,
-            groups=[_task(query) for query in asked],
+            groups=[query.group for query in asked],
         ),
         Candidates(pool.dids, pool.digests, pool.positions, lambda rows: _Items(pool.subset(rows)), benchmark.root),
         out,
@@ -390,10 +391,6 @@ def _each_once(queries: Sequence[Query]) -> list[Query]:
     return list(merged.values())
 
 
-def _task(query: Query) -> str:
-    return f"{query.qid.split(':')[0]} task {query.task_id}"
-
-
 def _instruction(benchmark: MBeir, query: Query, modalities: np.ndarray, seed: int) -> str:
     draw = random.Random(f"{seed}-{query.qid}")
     return draw.choice(benchmark.prompts(query, MODALITIES[draw.choice(modalities.tolist())]))
@@ -403,7 +400,7 @@ def _local_pools(queries: Iterable[Query], pool: Pool) -> dict[str, np.ndarray]:
     """By task, the sorted positions of its data sets' candidates in the modality it looks for."""
     dataset = np.strings.partition(pool.dids, b":")[0]
     pools = {}
-    for task, own in groupby(queries, key=_task):
+    for task, own in groupby(queries, key=attrgetter("group")):
         asked = list(own)
         datasets = {one.split(":")[0] for query in asked for one in (query.qid, *query.positives)}
         if datasets & ONE_COLLECTION:
