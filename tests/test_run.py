@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -13,8 +14,12 @@ from transformers import Trainer
 
 from colours import COLOURS, TINY_RECIPE, TRAINING, write_benchmark, write_lines, write_training_split
 from umarvel_hf.data import MBeir
+from umarvel_hf.emoji import benchmark_dir
 from umarvel_hf.encoding import encode, load
+from umarvel_hf.fetch import Unreachable
 from umarvel_hf.negatives import NegativeTable
+from umarvel_hf.trainer.recipe import Training
+from umarvel_hf.trainer.recipe_reader import read_recipe
 from umarvel_hf.trainer.run import train
 from umarvel_hf.trainer.trainer import UMarvelTrainer
 
@@ -108,6 +113,10 @@ def losses(folder, step):
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
+def history_of(run):
+    return [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+
+
 def test_a_run_killed_twice_ends_with_the_weights_of_an_unbroken_one(benchmark, recipe, tmp_path, kill_at):
     path, unbroken, broken = recipe(), tmp_path / "unbroken", tmp_path / "broken"
     assert train(path, unbroken, benchmark=benchmark) == unbroken / "model"
@@ -172,7 +181,7 @@ def whole(benchmark, pairs, tmp_path_factory):
 
 
 def test_every_stage_leaves_a_loadable_checkpoint_and_a_line_of_history(whole):
-    history = [json.loads(line) for line in (whole / "run/history.jsonl").read_text().splitlines()]
+    history = history_of(whole / "run")
     names = ["texts", "all", "mined", "hard", "judge", "again", "taught", "distilled"]
     assert [line["stage"] for line in history] == names
     temperatures = {}
@@ -215,6 +224,37 @@ def test_a_run_killed_once_in_every_training_ends_alike(whole, benchmark, tmp_pa
     train(whole / "every.yaml", tmp_path / "run", benchmark=benchmark)
     assert len(killed) == 5
     assert_same(weights(tmp_path / "run/model"), weights(whole / "run/model"))
+
+
+def test_every_stage_of_the_shipped_recipe_runs(tmp_path, monkeypatch):
+    """Five steps of each, on a part of the embedded benchmark; only SNLI, which must be fetched, is another text."""
+    (tmp_path / "nli.csv").write_text("sent0,sent1,hard_neg\n" + "a red heart,it is red,it is blue\n" * 20)
+    monkeypatch.setattr("umarvel_hf.trainer.stages.snli", lambda _cache: tmp_path / "nli.csv")
+    model = train("emoji-full", tmp_path / "run", benchmark=MBeir(benchmark_dir()), max_steps=5)
+    history = {one["stage"]: one for one in history_of(tmp_path / "run")}
+    recipe = read_recipe("emoji-full")
+    assert list(history) == [stage.name for stage in recipe.stages]
+    assert all(history[stage.name]["steps"] == 5 for stage in recipe.stages if isinstance(stage, Training))
+    assert len(NegativeTable.open(tmp_path / "run/8-taught/local.parquet")) > 30
+    assert encode(load(str(model), device="cpu"), ["a red heart"]).shape == (1, 128)
+
+
+def test_a_stage_whose_data_cannot_be_fetched_is_left_out_where_the_recipe_allows(
+    benchmark, recipe, tmp_path, monkeypatch, caplog
+):
+    def snli(_cache):
+        raise Unreachable("cannot download it")
+
+    monkeypatch.setattr("umarvel_hf.trainer.stages.snli", snli)
+    texts = {"name": "texts", "kind": "contrastive", "data": [{"nli": "snli"}], "training": TRAINING}
+    stages = [{**texts, "optional": True}, *TINY_RECIPE["stages"]]
+    train(recipe(stages=stages), tmp_path / "run", benchmark=benchmark, max_steps=1)
+    first, second = history_of(tmp_path / "run")
+    assert first == {"stage": "texts", "left_out": "cannot download it", "seconds_since_last_start": ANY}
+    assert second["stage"] == "instructions" and second["steps"] == 1
+    assert "stage texts is left out" in caplog.text
+    with pytest.raises(Unreachable):
+        train(recipe(stages=[texts]), tmp_path / "other", benchmark=benchmark, max_steps=1)
 
 
 def test_another_recipe_in_the_same_folder_is_refused_with_both_values(benchmark, recipe, tmp_path):

@@ -39,6 +39,10 @@ class Slice(MBeir):
         self._whole, self._query_count, self._candidate_count = benchmark, queries_per_task, candidates_per_task
         self._drawn: dict[tuple[Task, str], tuple[list[Query], Pool]] = {}
 
+    def tasks(self, split: str = "test") -> list[Task]:
+        """Those of the benchmark."""
+        return self._whole.tasks(split)
+
     def queries(self, task: Task, split: str = "test") -> list[Query]:
         """The drawn queries of a task, in the order of the file."""
         return self._draw(task, split)[0]
@@ -72,13 +76,18 @@ class Trial(Slice):
     """A benchmark cut down, training split included, so that a trial of a recipe sees every stage in a minute.
 
     A training query is drawn like those of a slice, some of every data set and task; the training pool holds their
-    positives and as many others.
+    positives and as many others. Of the other splits there is one task of every data set.
     """
 
-    TRAIN_QUERIES = 64  # of a data set and task
+    TRAIN_QUERIES = 4  # of a data set and task
 
     def __init__(self, benchmark: MBeir) -> None:
-        super().__init__(benchmark, queries_per_task=4, candidates_per_task=16)
+        super().__init__(benchmark, queries_per_task=2, candidates_per_task=8)
+
+    def tasks(self, split: str = "test") -> list[Task]:
+        """The first task of every data set."""
+        first = {task.dataset: task for task in reversed(super().tasks(split))}
+        return list(reversed(first.values()))
 
     def train_queries(self) -> list[Query]:
         """The drawn training queries, in the order of the file."""

@@ -36,7 +36,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is measured: a slice of the validation split after every stage, and the test split at the end."""
+    """What is measured: a part of the validation split after every stage, and the test split at the end."""
 
     queries_per_task: int = 50
     candidates_per_task: int = 1000
@@ -193,7 +193,7 @@ class Score(Stage):
     """Teacher scores for mined lists: ``cosine + weight · P(Yes)`` (recipe.md §7.5).
 
     Args:
-        weight: None: fitted on the validation split.
+        weight: None: fitted on the part of the validation split that ``evaluation`` names, or its defaults.
     """
 
     table: str

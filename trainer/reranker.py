@@ -1,28 +1,22 @@
 """Training a re-ranker: a positive and a mined negative of every query, Yes or No (recipe.md §7.1)."""
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from datasets import Dataset
 from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
-from transformers import (
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedTokenizerBase
 
 from umarvel_hf.data import Item, MBeir
 from umarvel_hf.negatives import NegativeTable
 from umarvel_hf.reranking import as_parts, reranker_query
 from umarvel_hf.trainer.adapters import ResumesAdapters, last_checkpoint
+from umarvel_hf.trainer.rows import DrawnRows
 
 
-class Judgements(TrainerCallback):
+class Judgements(DrawnRows):
     """A re-ranker's training rows: each training query twice, with a positive (label 1) and a mined negative (0).
 
     A batch of B rows becomes 2·B pairs. Positive, negative and instruction are drawn by seed, epoch, qid and row, so a
@@ -35,9 +29,6 @@ class Judgements(TrainerCallback):
         tokenizer: The re-ranker's.
         seed: Seed of the draws.
         max_tokens: Longer texts are cut; in training only (recipe.md §7.1).
-
-    Attributes:
-        dataset: One row a query, for the trainer.
 
     Raises:
         ValueError: A list has no positive or no negative, or no training query has a list.
@@ -59,33 +50,17 @@ class Judgements(TrainerCallback):
                     "negatives; a re-ranker learns from one of each. Mine deeper or leave the query out."
                 )
         self.benchmark, self.table, self.tokenizer = benchmark, table, tokenizer
-        self.seed, self.epoch, self.max_tokens = seed, 0, max_tokens
+        self.max_tokens = max_tokens
         numbers = [number for number, query in enumerate(benchmark.train_queries()) if query.qid in table]
         if not numbers:
             raise ValueError(
                 f"None of the {len(table):,} mined lists is of a training query of {benchmark.root}. Mine its queries."
             )
-        columns = {"query": np.array(numbers), **dict.fromkeys(("candidate", "label"), np.zeros(len(numbers), np.int8))}
-        self.dataset = Dataset.from_dict(columns).with_transform(self._pairs)
+        super().__init__(numbers, seed=seed)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Refuse workers that would not see the epoch change."""
-        if args.dataloader_persistent_workers:
-            raise ValueError(
-                "dataloader_persistent_workers is True; workers that outlive an epoch would draw the pairs of the "
-                "first one again. Leave it out."
-            )
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Note the epoch, also one that is gone on with in its middle."""
-        self.epoch = int(state.epoch or 0)
-
-    def _pairs(self, rows: dict[str, list[int]]) -> dict[str, list[Any]]:
-        pairs = [pair for number in rows["query"] for pair in self._pairs_of(number)]
+    def batch(self, numbers: Sequence[int]) -> dict[str, list[Any]]:
+        """Two pairs for each of these training queries: ``query``, ``candidate`` and ``label``."""
+        pairs = [pair for number in numbers for pair in self._pairs_of(number)]
         return dict(zip(("query", "candidate", "label"), map(list, zip(*pairs, strict=True)), strict=True))
 
     def _pairs_of(self, number: int) -> list[tuple[dict[str, Any], dict[str, Any], int]]:

@@ -1,4 +1,4 @@
-"""Rows of several sources as one data set for the trainer."""
+"""Rows of several sources as one data set for the trainer, drawn anew in every epoch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -15,11 +15,53 @@ from umarvel_hf.trainer.losses import PADDING_ID
 from umarvel_hf.trainer.sources import Source
 
 
-class TrainingRows(TrainerCallback):
-    """Rows of several sources, drawn anew in every epoch.
+class DrawnRows(TrainerCallback):
+    """Rows that are drawn when a batch asks for them, from nothing but their numbers, a seed and the epoch.
 
-    A row follows from seed, epoch and its place alone: it is the same on every rank, for every number of workers, and
-    after a resume. Pass ``dataset`` to the trainer and this object as a callback, which is how it learns the epoch.
+    They are the same on every rank, for every number of workers, and after a resume. Pass ``dataset`` to the trainer
+    and this object as a callback, which is how it learns the epoch.
+
+    Attributes:
+        dataset: Holds the numbers of rows and gives what :meth:`batch` makes of them.
+    """
+
+    def __init__(self, numbers: Sequence[int] | np.ndarray, *, seed: int) -> None:
+        self.seed, self.epoch = seed, 0
+        self.dataset = _Drawn(self, numbers)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DrawnRows":
+        """Itself: data sets copy all they refer to for every view of a column, and this refers to all the data."""
+        return self
+
+    def batch(self, numbers: Sequence[int]) -> dict[str, list[Any]]:
+        """The columns of the rows of these numbers, as they are in this epoch."""
+        raise NotImplementedError
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse workers that would not see the epoch change."""
+        if args.dataloader_persistent_workers:
+            raise ValueError(
+                "dataloader_persistent_workers is True; workers that outlive an epoch would draw every row as in the "
+                "first one. Leave it out."
+            )
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note the epoch, also one that is gone on with in its middle."""
+        self.epoch = int(state.epoch or 0)
+        # On several ranks the host does not tell it to the sampler of an epoch that is gone on with in its middle.
+        sampler = getattr(kwargs.get("train_dataloader"), "batch_sampler", None)
+        while sampler is not None:
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(self.epoch)
+            sampler = getattr(sampler, "batch_sampler", None)
+
+
+class TrainingRows(DrawnRows):
+    """Rows of several sources for an embedder.
 
     Args:
         sources: One or more. Where their columns differ, batches must not mix them: pass ``columns`` to the
@@ -28,15 +70,14 @@ class TrainingRows(TrainerCallback):
         augmentation: Changes pictures; None: they stay as they are.
 
     Attributes:
-        dataset: Holds the numbers of rows, and gives chats: the columns of a row's source, and ``label``, whose first
-            number is the row's own in all sources. Pictures stay unopened until training begins.
+        dataset: Gives chats: the columns of a row's source, and ``label``, whose first number is the row's own in all
+            sources. Pictures stay unopened until training begins.
         groups: The group of every row.
         columns: The columns of every group.
     """
 
     def __init__(self, sources: Sequence[Source], *, seed: int, augmentation: Augmentation | None = None) -> None:
-        self.sources, self.seed, self.augmentation = list(sources), seed, augmentation
-        self.epoch, self.training = 0, False
+        self.sources, self.augmentation, self.training = list(sources), augmentation, False
         self._starts = np.cumsum([0, *map(len, self.sources)])
         self._width = max(source.label_width for source in self.sources)
         self.groups = list(chain.from_iterable(source.groups for source in self.sources))
@@ -50,7 +91,7 @@ class TrainingRows(TrainerCallback):
                     )
         # The model card reads slices with rows of all kinds, which have the columns of all, some of them empty.
         self._every_column = tuple(dict.fromkeys(chain.from_iterable(self.columns.values())))
-        self.dataset = _Chats(self)
+        super().__init__(np.arange(len(self)), seed=seed)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -66,8 +107,8 @@ class TrainingRows(TrainerCallback):
         source, number = self._locate(label_qid)
         return source.origin(number)
 
-    def chats(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """The rows of these numbers, as they are in this epoch."""
+    def batch(self, numbers: Sequence[int]) -> dict[str, list[Any]]:
+        """The columns of the rows of these numbers; an empty chat where a row has no such column."""
         located = [self._locate(number) for number in numbers]
         rows: list[dict[str, Any]] = [{}] * len(located)
         for source in dict.fromkeys(source for source, _ in located):
@@ -75,30 +116,15 @@ class TrainingRows(TrainerCallback):
             drawn = source.rows([located[at][1] for at in places], self.seed, self.epoch)
             for at, row in zip(places, drawn, strict=True):
                 rows[at] = self._finished(row, source, located[at][1])
-        return rows
+        columns = sorted(dict.fromkeys(chain.from_iterable(rows)), key="label".__eq__)
+        return {column: [row.get(column, []) for row in rows] for column in columns}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuse workers that would not see the epoch change."""
-        if args.dataloader_persistent_workers:
-            raise ValueError(
-                "dataloader_persistent_workers is True; workers that outlive an epoch would draw every row as in the "
-                "first one. Leave it out."
-            )
+        """Open pictures from now on."""
+        super().on_train_begin(args, state, control, **kwargs)
         self.training = True
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Note the epoch, also one that is gone on with in its middle."""
-        self.epoch = int(state.epoch or 0)
-        # On several ranks the host does not tell it to the sampler of an epoch that is gone on with in its middle.
-        sampler = getattr(kwargs.get("train_dataloader"), "batch_sampler", None)
-        while sampler is not None:
-            if hasattr(sampler, "set_epoch"):
-                sampler.set_epoch(self.epoch)
-            sampler = getattr(sampler, "batch_sampler", None)
 
     def _locate(self, number: int) -> tuple[Source, int]:
         at = int(np.searchsorted(self._starts, number, side="right")) - 1
@@ -135,23 +161,21 @@ class TrainingRows(TrainerCallback):
         ]
 
 
-class _Chats(Dataset):
-    """Row numbers in Arrow that become chats when they are asked for.
+class _Drawn(Dataset):
+    """Row numbers in Arrow that become rows when they are asked for.
 
     A transform would do the same, but datasets pickles one, with every query behind it, for each copy's fingerprint.
     """
 
-    def __init__(self, rows: TrainingRows) -> None:
-        super().__init__(Dataset.from_dict({"row": np.arange(len(rows))}).data)
-        self._training_rows = rows
+    def __init__(self, rows: DrawnRows, numbers: Sequence[int] | np.ndarray) -> None:
+        super().__init__(Dataset.from_dict({"row": np.asarray(numbers)}).data)
+        self._rows = rows
 
     def __getitem__(self, key: Any) -> Any:
         numbers = super().__getitem__(key)["row"]
         if isinstance(numbers, int):
-            return self._training_rows.chats([numbers])[0]
-        rows = self._training_rows.chats(list(numbers))
-        columns = sorted(dict.fromkeys(chain.from_iterable(rows)), key="label".__eq__)
-        return {column: [row.get(column, []) for row in rows] for column in columns}
+            return {column: values[0] for column, values in self._rows.batch([numbers]).items()}
+        return self._rows.batch(list(numbers))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[number] for number in range(len(self)))

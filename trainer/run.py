@@ -40,7 +40,7 @@ def train(recipe: str | Path, out: str | Path, *, benchmark: MBeir | None = None
         recipe: Name or path (:func:`read_recipe`).
         out: Folder of the run: ``start``, ``1-<stage>``, …, ``history.jsonl`` with a line a stage, ``model``.
         benchmark: Its training split is learned, its validation and test splits measured; None: nothing asks for one.
-        max_steps: A trial of so many steps a training stage, on a small part of the benchmark.
+        max_steps: A trial: so many steps a training stage, of at most 4 rows, on a small part of the benchmark.
 
     Returns:
         ``out/model``, the last embedder: a checkpoint that three libraries load.

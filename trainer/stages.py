@@ -32,7 +32,7 @@ from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
 from umarvel_hf.trainer.augmentation import Augmentation
 from umarvel_hf.trainer.batches import BlockBatchSampler
 from umarvel_hf.trainer.callbacks import HardNegativeMining
-from umarvel_hf.trainer.evaluator import RetrievalEvaluator
+from umarvel_hf.trainer.evaluator import RetrievalEvaluator, Slice
 from umarvel_hf.trainer.losses import DistillKL, InfoNCE, NotFinite, similarity_of
 from umarvel_hf.trainer.pairs import Pairs
 from umarvel_hf.trainer.quarantine import Quarantine
@@ -42,6 +42,7 @@ from umarvel_hf.trainer.recipe import (
     Data,
     Distill,
     Embedding,
+    Evaluation,
     HardNegatives,
     Instructions,
     Mine,
@@ -59,6 +60,7 @@ from umarvel_hf.trainer.trainer import UMarvelTrainer
 
 logger = logging.getLogger(__name__)
 
+TRIAL_ROWS = 4  # of a batch, at most
 TRAIN_FILES = (
     "query/union_train/mbeir_union_up_train.jsonl",
     "cand_pool/global/mbeir_union_train_cand_pool.jsonl",
@@ -95,6 +97,13 @@ class Context:
         """The benchmark; a recipe that needs one is not begun without."""
         assert self.benchmark is not None
         return self.benchmark
+
+    def arguments(self, stage: Training) -> dict[str, Any]:
+        """The training arguments of a stage; those of a trial cut short."""
+        if self.max_steps is None:
+            return stage.training
+        rows = min(TRIAL_ROWS, stage.training.get("per_device_train_batch_size", TRIAL_ROWS))
+        return {**stage.training, "max_steps": self.max_steps, "per_device_train_batch_size": rows}
 
     @property
     def quarantine(self) -> Quarantine:
@@ -190,7 +199,7 @@ def _mined(stage: Mine, context: Context, model: SentenceTransformer, folder: Pa
         queries=queries,
         pools=stage.pools,
         depth=stage.depth,
-        share=stage.share,
+        share=stage.share if context.max_steps is None else 1.0,  # of the slice that a trial sees
         seed=context.recipe.seed,
         batch_size=stage.batch_size,
     )
@@ -208,8 +217,9 @@ def _reranker(stage: Reranker, folder: Path, context: Context) -> dict[str, Any]
         add_lora(model, stage.lora, seed=context.recipe.seed)
     table = context.tables(stage.table)["local"]
     rows = Judgements(context.data, table, model.tokenizer, seed=context.recipe.seed, max_tokens=stage.max_text_tokens)
-    given = {**stage.training, **({} if context.max_steps is None else {"max_steps": context.max_steps})}
-    arguments = CrossEncoderTrainingArguments(output_dir=str(folder / "checkpoints"), seed=context.recipe.seed, **given)
+    arguments = CrossEncoderTrainingArguments(
+        output_dir=str(folder / "checkpoints"), seed=context.recipe.seed, **context.arguments(stage)
+    )
     trainer = train_reranker(model, rows, arguments)
     _save(trainer, stage, folder)
     return {"steps": trainer.state.global_step, **_last_loss(trainer)}
@@ -220,7 +230,11 @@ def _score(stage: Score, folder: Path, context: Context) -> dict[str, Any]:
     weight, record = stage.weight, {}
     if weight is None:
         encoder = load(str(context.model), device=_device())
-        fusion = fit_fusion(encoder, reranker, context.data, top=stage.top, name=stage.reranker)
+        sizes = context.recipe.evaluation or Evaluation()
+        part = Slice(
+            context.data, queries_per_task=sizes.queries_per_task, candidates_per_task=sizes.candidates_per_task
+        )
+        fusion = fit_fusion(encoder, reranker, part, top=stage.top, name=stage.reranker)
         fusion.save(folder / "fusion.json")
         weight, record = fusion.weight, {"validation_by_weight": fusion.curve}
     table = score_table(
@@ -279,19 +293,19 @@ def _train_embedder(
         add_lora(model, stage.lora, train_temperature=learned, seed=recipe.seed)
     elif not learned:
         freeze_temperature(model)
-    batch_size = stage.training.get("per_device_train_batch_size", 8)
+    given = context.arguments(stage)
+    batch_size = given.get("per_device_train_batch_size", 8)
+    blocks = {"mixed": 1, "per_task": batch_size * PartialState().num_processes}
+    block_size = blocks.get(str(stage.batches), stage.batches)
     sampler = partial(
         BlockBatchSampler,
         groups=rows.groups,
-        block_size={"mixed": 1, "per_task": batch_size * PartialState().num_processes}.get(
-            str(stage.batches), stage.batches
-        ),
+        block_size=block_size if context.max_steps is None else min(block_size, batch_size),
         first=stage.first,
         weights=weights,
         columns=rows.columns,
         batches_per_epoch=batches_per_epoch,
     )
-    given = {**stage.training, **({} if context.max_steps is None else {"max_steps": context.max_steps})}
     arguments = UMarvelTrainingArguments(
         output_dir=str(folder / "checkpoints"), seed=recipe.seed, batch_sampler=sampler, **given
     )

@@ -164,7 +164,8 @@ def retrieve_all(
     opened = time.perf_counter()
     with vectors_folder(vectors) as folder:
         store = candidates.encode(encoder, folder, made_by=made_by, batch_size=batch_size, show_progress=show_progress)
-        logger.info("vectors of %d candidates stand in %s", len(candidates.distinct), folder)
+        if vectors is not None:
+            logger.info("vectors of %d candidates stand in %s", len(candidates.distinct), folder)
         encoded = time.perf_counter()
         searches = {}
         for asked in tqdm(found, "queries", disable=not show_progress):
