@@ -2,7 +2,13 @@
 
 import csv
 import json
+import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 from unittest.mock import ANY
 
@@ -24,6 +30,7 @@ from umarvel_hf.trainer.run import train
 from umarvel_hf.trainer.trainer import UMarvelTrainer
 
 LORA = {"r": 4, "alpha": 8}
+KILLED_RUN = Path(__file__).parent / "killed_run.py"
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +262,36 @@ def test_a_stage_whose_data_cannot_be_fetched_is_left_out_where_the_recipe_allow
     assert "stage texts is left out" in caplog.text
     with pytest.raises(Unreachable):
         train(recipe(stages=[texts]), tmp_path / "other", benchmark=benchmark, max_steps=1)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_ends_with_the_weights_of_an_unbroken_one(whole, benchmark, tmp_path):
+    """Six moments uniform over the time that a run takes, and one uniform over each of four phases."""
+
+    def follow(out, *moment):
+        log = tmp_path / f"{out}.json"
+        command = [sys.executable, KILLED_RUN, whole / "every.yaml", benchmark.root, tmp_path / out, log, *moment]
+        done = subprocess.run(list(map(str, command)), env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+        assert done.returncode == (-signal.SIGKILL if moment else 0), done.stderr[-3000:]
+        return json.loads(log.read_text())
+
+    unbroken = follow("unbroken")
+    wanted = weights(tmp_path / "unbroken/model")
+    assert_same(wanted, weights(whole / "run/model"))
+    draw = random.Random(5)
+    moments = [(draw.uniform(0, 0.95 * unbroken["seconds"]),) for _ in range(6)]  # a run may be a little faster
+    moments += [(phase, draw.randint(1, looks)) for phase, looks in sorted(unbroken["looks"].items())]
+    assert len(moments) == 10
+    hit = Counter()
+    for number, moment in enumerate(moments):
+        killed = follow(f"killed-{number}", *moment)
+        hit.update(killed["phases"])
+        print(f"{moment}: killed after {killed['seconds']} s in {killed['phases']}: {' '.join(killed['stack'])}")
+        follow(f"killed-{number}")
+        assert_same(weights(tmp_path / f"killed-{number}/model"), wanted)
+        assert history_of(tmp_path / f"killed-{number}")[-1]["stage"] == "distilled"
+        assert not list((tmp_path / f"killed-{number}").rglob("*.unfinished"))
+    assert set(hit) == {"training", "mining", "merging", "writing"}
 
 
 def test_another_recipe_in_the_same_folder_is_refused_with_both_values(benchmark, recipe, tmp_path):

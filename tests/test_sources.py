@@ -35,8 +35,11 @@ def edit(path, line, **fields):
     path.write_text("\n".join(lines) + "\n")
 
 
-def table(benchmark, path, scores=None, **lists):
-    """All other candidates for every training query, best first in the order of the pool, or those of ``lists``."""
+def table(benchmark, path, scores=None, positive_score=0.9, **lists):
+    """All other candidates for every training query, best first in the order of the pool, or those of ``lists``.
+
+    Cosines fall from 0.8 to 0.1; ``scores`` are the teacher's.
+    """
     pool = list(benchmark.union_pool("train"))
     found = {}
     for query in benchmark.train_queries():
@@ -44,7 +47,7 @@ def table(benchmark, path, scores=None, **lists):
         found[query.qid] = MinedList(
             query.qid,
             query.positives,
-            np.full(len(query.positives), 0.9, dtype=np.float32),
+            np.full(len(query.positives), positive_score, dtype=np.float32),
             dids,
             np.linspace(0.8, 0.1, len(dids), dtype=np.float32),
             positive_teacher_scores=scores and np.array([scores[did] for did in query.positives], dtype=np.float32),
@@ -214,35 +217,39 @@ def teacher_scores(root):
     return {did: round(0.5 + 0.05 * at, 2) for at, did in enumerate(MBeir(root).union_pool("train"))}
 
 
-def test_a_teachers_list_is_sorted_by_its_scores_with_positives_among_them(root, tmp_path):
-    benchmark, scores = MBeir(root), teacher_scores(root)  # the last candidate, 1:25, is the best
+def test_a_teachers_list_holds_what_was_retrieved_sorted_by_its_scores(root, tmp_path):
+    benchmark, scores = MBeir(root), teacher_scores(root)  # they rise in the order of the pool, in which cosines fall
     source = TeacherLists(benchmark, table(benchmark, tmp_path / "t.parquet", scores), top=3)
     assert source.columns == ("anchor", "candidate_1", "candidate_2", "candidate_3") and source.label_width == 0
     rows = every(source)
-    assert [shown(rows[0][f"candidate_{at}"])[0] for at in (1, 2, 3)] == [
-        "A cyan square.",
-        "dark_cyan.png",
-        "plain_cyan.png",
-    ]
-    assert np.allclose(rows[0]["label"], [[scores["1:25"], scores["1:15"], scores["1:5"]], [0, 0, 0]])
-    assert np.allclose(rows[5]["label"][1], [0, 1, 1])  # cyan looks for its two pictures
-    assert np.allclose(rows[11]["label"][1], [1, 0, 0])
+    names = [shown(rows[0][f"candidate_{at}"])[0] for at in (1, 2, 3)]
+    assert names == ["A red square.", "dark_red.png", "plain_red.png"]  # both positives and the first of the others
+    assert np.allclose(rows[0]["label"], [[scores["1:20"], scores["1:10"], scores["1:0"]], [0, 1, 1]])
+    assert np.allclose(rows[11]["label"][1], [1, 0, 0])  # cyan's caption, which the teacher likes best, and two others
     assert every(source) == every(source) != every(source, epoch=1)
 
 
-def test_equal_scores_are_ordered_by_did_and_the_best_positive_may_be_kept(root, tmp_path):
+def test_equal_scores_are_ordered_by_did_and_a_positive_that_was_not_retrieved_comes_in_only_if_kept(root, tmp_path):
     benchmark = MBeir(root)
-    scores = dict.fromkeys(benchmark.union_pool("train"), 0.5) | {"1:0": 0.1, "1:10": 0.2}
-    scored = table(benchmark, tmp_path / "t.parquet", scores)
+    scores = dict.fromkeys(benchmark.union_pool("train"), 0.5) | {"1:0": 0.9, "1:10": 0.7}
+    scored = table(benchmark, tmp_path / "t.parquet", scores, positive_score=0.05)
     kept = every(TeacherLists(benchmark, scored, top=4, keep_positive=True))[0]
     left = every(TeacherLists(benchmark, scored, top=4))[0]
-    best = sorted(scores.keys() - {"1:0", "1:10"}, reverse=True)
-    names = [shown(kept[f"candidate_{at}"]) for at in (1, 2, 3, 4)]
-    pool = benchmark.union_pool("train")
-    expected = [pool[did].text or pool[did].image.name for did in (*best[:3], "1:10")]
-    assert [name[0] for name in names] == expected
-    assert np.allclose(kept["label"], [[0.5, 0.5, 0.5, 0.2], [0, 0, 0, 1]])
+    retrieved = ["1:20", "1:1", "1:11", "1:21"]  # the first of the pool, but for red's two pictures
+    assert retrieved == [did for did in benchmark.union_pool("train") if did not in ("1:0", "1:10")][:4]
+    pool, names = benchmark.union_pool("train"), [f"candidate_{at}" for at in (1, 2, 3, 4)]
+    for row, dids in ((left, sorted(retrieved, reverse=True)), (kept, ["1:0", "1:21", "1:20", "1:11"])):
+        assert [shown(row[name])[0] for name in names] == [pool[did].text or pool[did].image.name for did in dids]
     assert np.allclose(left["label"], [[0.5] * 4, [0] * 4])
+    assert np.allclose(kept["label"], [[0.9, 0.5, 0.5, 0.5], [1, 0, 0, 0]])
+
+
+def test_a_positive_stands_among_those_retrieved_by_its_cosine(root, tmp_path):
+    benchmark, scores = MBeir(root), teacher_scores(root)
+    scored = table(benchmark, tmp_path / "t.parquet", scores, positive_score=0.79)  # behind the first of the others
+    rows = every(TeacherLists(benchmark, scored, top=1))
+    assert shown(rows[0]["candidate_1"]) == ["A red square."]
+    assert np.allclose(rows[0]["label"], [[scores["1:20"]], [0]])
 
 
 def test_lists_without_enough_scores_are_told(root, tmp_path):

@@ -318,15 +318,16 @@ class MBeirRows(_TrainQueries):
 
 
 class TeacherLists(_TrainQueries):
-    """A query with its instruction and the candidates that a teacher scored highest (recipe.md §7.6).
+    """A query with its instruction and the candidates retrieved first, as a teacher scores them (recipe.md §7.6).
 
-    Its positives take part with their own scores. The label holds the scores, best first (ties: the greater did), and
-    1.0 where a candidate is a positive, else 0.0.
+    Its positives are among them where the search would have found them, by their cosines. The label holds the teacher's
+    scores, best first (ties: the greater did), and 1.0 where a candidate is a positive, else 0.0.
 
     Args:
         table: Scored lists. Queries that it lacks are no rows.
         top: Candidates of a row.
-        keep_positive: A row without a positive takes its best positive for its last candidate.
+        keep_positive: A row whose positives were not retrieved takes the one that the teacher scores highest for its
+            last candidate.
         benchmark, groups, quarantine: As for :class:`MBeirRows`.
 
     Raises:
@@ -354,19 +355,35 @@ class TeacherLists(_TrainQueries):
         for number in numbers:
             query, draw = self._draw(number, seed, epoch)
             anchor = self._anchor(query, draw.choice(query.positives), draw)
-            scores = self._scores(query, self._tables)
-            dids = self._ranked(query, scores)
+            scores = self._teacher_scores(query, self._tables)
+            dids = self._candidates(query, self._tables, draw)
             label = [[scores[did] for did in dids], [float(did in query.positives) for did in dids]]
             drawn.append(self._row(anchor, dids, label))
         return drawn
 
     def _candidates(self, query: Query, tables: Mapping[str, NegativeTable], draw: random.Random) -> list[str]:
-        dids = self._ranked(query, self._scores(query, tables))
-        if (self._pool.positions(dids) < 0).any():
+        mined, scores = tables[""][query.qid], self._teacher_scores(query, tables)
+        cosines = [
+            *zip(mined.dids, mined.scores.tolist(), strict=True),
+            *zip(mined.positives, mined.positive_scores.tolist(), strict=True),
+        ]
+        found = [pair for pair in cosines if pair[0] in scores]
+        retrieved = [did for did, _ in sorted(found, key=lambda pair: (-pair[1], pair[0]))][: self._top]
+        if len(retrieved) < self._top:
+            raise TooFewNegatives(
+                f"query {query.qid!r}: {self._top} candidates are asked for and {len(retrieved)} have teacher scores. "
+                "Score more of them, or ask for fewer."
+            )
+        if (self._pool.positions(retrieved) < 0).any():
             raise ValueError(f"query {query.qid!r}: its list is of another pool than {self._pool.path}. Mine anew.")
-        return dids
+        ranked = sorted(retrieved, key=lambda did: (scores[did], did), reverse=True)
+        positives = [did for did in query.positives if did in scores]
+        if self._keep_positive and positives and not set(positives) & set(ranked):
+            ranked[-1] = max(positives, key=lambda did: (scores[did], did))
+            ranked.sort(key=lambda did: (scores[did], did), reverse=True)
+        return ranked
 
-    def _scores(self, query: Query, tables: Mapping[str, NegativeTable]) -> dict[str, float]:
+    def _teacher_scores(self, query: Query, tables: Mapping[str, NegativeTable]) -> dict[str, float]:
         mined = tables[""][query.qid]
         if mined.teacher_scores is None or mined.positive_teacher_scores is None:
             raise ValueError(
@@ -375,19 +392,6 @@ class TeacherLists(_TrainQueries):
         scored = [*zip(mined.dids, mined.teacher_scores.tolist(), strict=False)]  # of the best candidates only
         scored += zip(mined.positives, mined.positive_teacher_scores.tolist(), strict=True)
         return {did: score for did, score in scored if did not in self._bad_candidates}
-
-    def _ranked(self, query: Query, scores: Mapping[str, float]) -> list[str]:
-        ranked = sorted(scores, key=lambda did: (scores[did], did), reverse=True)
-        if len(ranked) < self._top:
-            raise TooFewNegatives(
-                f"query {query.qid!r}: {self._top} candidates are asked for and {len(ranked)} have teacher scores. "
-                "Score more of them, or ask for fewer."
-            )
-        best = next((did for did in ranked if did in query.positives), None)
-        listed = ranked[: self._top]
-        if self._keep_positive and best is not None and best not in listed:
-            listed[-1] = best
-        return listed
 
 
 def _lines(path: Path, field: str, names: Container[str]) -> dict[str, int]:
