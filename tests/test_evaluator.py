@@ -16,8 +16,9 @@ from umarvel_hf.encoding import load
 from umarvel_hf.evaluation.benchmark import evaluate_benchmark
 from umarvel_hf.evaluation.results import MODEL
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
-from umarvel_hf.trainer.evaluator import RetrievalEvaluator, Slice
+from umarvel_hf.trainer.evaluator import RetrievalEvaluator
 from umarvel_hf.trainer.trainer import UMarvelTrainer
+from umarvel_hf.trainer.views import Slice
 
 
 def as_val(root):

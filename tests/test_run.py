@@ -272,19 +272,21 @@ def test_a_run_killed_at_any_moment_ends_with_the_weights_of_an_unbroken_one(who
         log = tmp_path / f"{out}.json"
         command = [sys.executable, KILLED_RUN, whole / "every.yaml", benchmark.root, tmp_path / out, log, *moment]
         done = subprocess.run(list(map(str, command)), env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
-        assert done.returncode == (-signal.SIGKILL if moment else 0), done.stderr[-3000:]
+        assert done.returncode in ((0, -signal.SIGKILL) if moment else (0,)), done.stderr[-3000:]
         return json.loads(log.read_text())
 
     unbroken = follow("unbroken")
     wanted = weights(tmp_path / "unbroken/model")
     assert_same(wanted, weights(whole / "run/model"))
-    draw = random.Random(5)
-    moments = [(draw.uniform(0, 0.95 * unbroken["seconds"]),) for _ in range(6)]  # a run may be a little faster
+    draw = random.Random(0)
+    moments = [(draw.uniform(0, unbroken["seconds"]),) for _ in range(6)]
     moments += [(phase, draw.randint(1, looks)) for phase, looks in sorted(unbroken["looks"].items())]
     assert len(moments) == 10
     hit = Counter()
     for number, moment in enumerate(moments):
-        killed = follow(f"killed-{number}", *moment)
+        while "stack" not in (killed := follow(f"killed-{number}", *moment)):  # this time it was faster
+            shutil.rmtree(tmp_path / f"killed-{number}")
+            moment = (*moment[:-1], type(moment[-1])(0.8 * moment[-1]))
         hit.update(killed["phases"])
         print(f"{moment}: killed after {killed['seconds']} s in {killed['phases']}: {' '.join(killed['stack'])}")
         follow(f"killed-{number}")
@@ -318,3 +320,78 @@ def test_training_data_that_changed_are_refused(recipe, tmp_path):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(ValueError, match=r"begun with other settings: input .*mbeir_union_up_train.jsonl was"):
         train(recipe(), tmp_path / "run", benchmark=MBeir(data.root), max_steps=1)
+
+
+def spoil(root):
+    """One bad row of every kind in the training split."""
+    path = root / "query/union_train/mbeir_union_up_train.jsonl"
+    lines = path.read_text().splitlines()
+    lines[0] = json.dumps({**json.loads(lines[0]), "pos_cand_list": []})
+    lines[1] = json.dumps({**json.loads(lines[1]), "pos_cand_list": ["1:999"]})
+    lines[2] = lines[2][:40]
+    write_lines(path, lines)
+    picture = root / "mbeir_images/dark_cyan.png"
+    picture.write_bytes(picture.read_bytes()[:30])
+
+
+def test_bad_rows_are_listed_and_every_stage_goes_on_without_them(pairs, recipe, tmp_path):
+    root = write_training_split(write_benchmark(tmp_path / "data"), repeats=2)
+    spoil(root)
+    model = train(recipe(stages=every_stage(pairs), bad_rows="quarantine"), tmp_path / "run", benchmark=MBeir(root))
+    listed = [json.loads(line) for line in (tmp_path / "run/quarantine.jsonl").read_text().splitlines()]
+    assert [(Path(one["file"]).name, one["line"], one["id"]) for one in listed] == [
+        ("mbeir_union_train_cand_pool.jsonl", 17, "1:15"),  # dark_cyan.png
+        ("mbeir_union_up_train.jsonl", 1, "1:0"),
+        ("mbeir_union_up_train.jsonl", 2, "1:100"),
+        ("mbeir_union_up_train.jsonl", 3, ""),
+        *[
+            ("mbeir_union_up_train.jsonl", line, qid)  # those that show or look for dark_cyan.png
+            for line, qid in ((11, "1:5"), (12, "1:105"), (23, "1:25"), (24, "1:125"), (35, "2:5"), (36, "2:105"))
+        ],
+    ]
+    mined = NegativeTable.open(tmp_path / "run/3-mined/union.parquet")
+    assert len(mined) == 36 - 9 and not any("1:15" in one.dids for one in mined)
+    assert encode(load(str(model), device="cpu"), ["red."]).shape == (1, 32)
+
+
+def test_the_first_bad_row_ends_a_run_that_shall_stop_and_mended_it_goes_on(recipe, tmp_path):
+    whole, root = tmp_path / "whole", tmp_path / "data"
+    for folder in (whole, root):
+        write_training_split(write_benchmark(folder))
+    spoil(root)
+    path = "query/union_train/mbeir_union_up_train.jsonl"
+    bad, good = ((folder / path).read_text().splitlines() for folder in (root, whole))
+    for at, message in (
+        (2, "train.jsonl:3: not JSON .* Is the file cut short"),
+        (0, "train.jsonl:1: '1:0': it names no positive"),
+        (1, "train.jsonl:2: '1:1': its positive '1:999' is not among"),
+        (None, r"train.jsonl:\d+, query '\S+': .*dark_cyan.png' is not a picture"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(recipe(), tmp_path / "run", benchmark=MBeir(root))
+        if at is not None:
+            bad[at] = good[at]
+            write_lines(root / path, bad)
+            shutil.rmtree(tmp_path / "run")  # it was begun with other rows
+    shutil.copyfile(whole / "mbeir_images/dark_cyan.png", root / "mbeir_images/dark_cyan.png")
+    train(recipe(), tmp_path / "run", benchmark=MBeir(root))
+    train(recipe(), tmp_path / "unbroken", benchmark=MBeir(whole))
+    assert_same(weights(tmp_path / "run/model"), weights(tmp_path / "unbroken/model"))
+
+
+def test_a_loss_that_is_no_number_ends_a_run_by_name_and_loses_nothing(benchmark, recipe, tmp_path):
+    first = TINY_RECIPE["stages"][0]
+    training = {**first["training"], "learning_rate": 1e30, "max_steps": 4, "save_steps": 1}
+    stages = [first, {**first, "name": "wild", "training": training}]
+    with pytest.raises(
+        ValueError, match=r"stage wild, step 2: .* The last checkpoint is whole. Its rows: .*train.jsonl:\d+, query"
+    ):
+        train(recipe(stages=stages), tmp_path / "run", benchmark=benchmark)
+    assert [line["stage"] for line in history_of(tmp_path / "run")] == ["instructions"]
+    trained = weights(tmp_path / "run/1-instructions/model")
+    # The settings of a stage that was begun cannot change; without its folder, the run goes on after the one before.
+    shutil.rmtree(tmp_path / "run/2-wild")
+    stages[1]["training"]["learning_rate"] = 1e-4
+    train(recipe(stages=stages), tmp_path / "run", benchmark=benchmark)
+    assert_same(weights(tmp_path / "run/1-instructions/model"), trained)
+    assert [line["stage"] for line in history_of(tmp_path / "run")] == ["instructions", "wild"]

@@ -1,8 +1,10 @@
 """What a recipe would do, before it does it: rows, steps, sizes, and an estimate of memory."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from umarvel_hf.data import MBeir
 from umarvel_hf.emoji.base import SPECIAL_TOKENS, base_config
 from umarvel_hf.evaluation.results import aligned
 from umarvel_hf.trainer.adapters import Lora
+from umarvel_hf.trainer.quarantine import Quarantine
 from umarvel_hf.trainer.recipe import (
     Contrastive,
     Distill,
@@ -25,6 +28,7 @@ from umarvel_hf.trainer.recipe import (
 )
 from umarvel_hf.trainer.recipe_reader import read_recipe
 from umarvel_hf.trainer.stages import Context, source_of
+from umarvel_hf.trainer.views import Screened, Trial
 
 TEXT_TOKENS = 64  # of a row, beside its picture
 PIXELS = 448 * 448  # of a picture, where a recipe sets no limit
@@ -65,10 +69,15 @@ def describe(
     """
     plan = read_recipe(recipe)
     size = _size(plan, out / "start" / "model")
-    context = Context(plan, benchmark, max_steps, out, start=out, model=out)
     lines = [["stage", "kind", "rows", "rows a step", "steps", "trained", "memory a device"]]
-    for stage in plan.stages:
-        lines.append([stage.name, type(stage).__name__, *_cells(stage, context, size, ranks)])
+    with TemporaryDirectory() as folder:
+        quarantine = Quarantine(Path(folder) / "quarantine.jsonl" if plan.bad_rows == "quarantine" else None)
+        if benchmark is not None:
+            benchmark = Screened(benchmark, quarantine, pictures=False)
+            benchmark = benchmark if max_steps is None else Trial(benchmark)
+        context = Context(plan, benchmark, quarantine, max_steps, out, start=out, model=out)
+        for stage in plan.stages:
+            lines.append([stage.name, type(stage).__name__, *_cells(stage, context, size, ranks)])
     of = f"{size.parameters:,} parameters" if size else "a start that is not here"
     return "\n".join([f"{plan.name}: seed {plan.seed}, {of}, {ranks} device(s)", "", *aligned(lines)])
 
@@ -76,14 +85,14 @@ def describe(
 def _cells(stage: Stage, context: Context, size: Size | None, ranks: int) -> list[str]:
     if not isinstance(stage, Training):
         return [_queries(stage, context), "", "", "", ""]
-    rows = _count(stage, context)
-    step = _rows_a_step(stage) * ranks
-    epochs = stage.training.get("num_train_epochs", 3)
-    steps = context.max_steps or max(stage.training.get("max_steps", 0), 0)
+    rows, training = _count(stage, context), context.arguments(stage)
+    step = _rows_a_step(training) * ranks
+    epochs = training.get("num_train_epochs", 3)
+    steps = max(training.get("max_steps", 0), 0)
     if not steps and rows is not None:
         steps = math.ceil(rows / step * epochs)
     trained = f"{size.trained(stage.lora):,}" if size else UNKNOWN
-    memory = f"{_memory(stage, size) / 2**30:,.1f} GiB" if size else UNKNOWN
+    memory = f"{_memory(stage, training, size) / 2**30:,.1f} GiB" if size else UNKNOWN
     return [
         f"{rows:,}" if rows is not None else UNKNOWN,
         f"{step:,}",
@@ -93,8 +102,7 @@ def _cells(stage: Stage, context: Context, size: Size | None, ranks: int) -> lis
     ]
 
 
-def _rows_a_step(stage: Training) -> int:
-    training = stage.training
+def _rows_a_step(training: Mapping[str, Any]) -> int:
     return int(training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1))
 
 
@@ -112,7 +120,7 @@ def _count(stage: Training, context: Context) -> int | None:
     name = stage.negatives.table if isinstance(stage, HardNegatives) else getattr(stage, "table", None)
     while name is not None:
         table = context.recipe.stage(name)
-        share = table.share if isinstance(table, Mine) else share
+        share = context.share(table) if isinstance(table, Mine) else share
         name = getattr(table, "table", None)
     return round(queries * share)
 
@@ -123,14 +131,13 @@ def _queries(stage: Stage, context: Context) -> str:
     mined = stage if isinstance(stage, Mine) else context.recipe.stage(stage.table)
     assert isinstance(mined, Mine)
     try:
-        return f"{round(len(context.data.train_queries()) * mined.share):,}"
+        return f"{round(len(context.data.train_queries()) * context.share(mined)):,}"
     except OSError:
         return UNKNOWN
 
 
-def _memory(stage: Training, size: Size) -> float:
+def _memory(stage: Training, training: Mapping[str, Any], size: Size) -> float:
     """Bytes a device."""
-    training = stage.training
     trained = size.trained(stage.lora)
     weights = size.parameters * (4 if stage.lora is None else size.bytes) + (4 * trained if stage.lora else 0)
     columns = 2

@@ -1,9 +1,7 @@
 """Evaluation inside training: retrieval on a slice of the validation split, for the host's ``eval_steps``."""
 
 import csv
-import hashlib
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,110 +10,13 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 
-from umarvel_hf.data import MBeir, Pool, Query, Task
+from umarvel_hf.data import MBeir
 from umarvel_hf.evaluation.benchmark import evaluate_benchmark
 from umarvel_hf.evaluation.results import MODEL, POOLS, Result
 from umarvel_hf.search import Encoder
+from umarvel_hf.trainer.views import Slice
 
 METRICS = ("hit@1", "hit@5", "hit@10", "ndcg@10")
-
-
-class Slice(MBeir):
-    """Some queries of every task, in pools that hold their right answers and some of the rest.
-
-    Queries and candidates are drawn by the SHA-256 of their ids, so they are the same in every process. The union pool
-    is that of the slice's local pools.
-
-    Args:
-        candidates_per_task: Size of a pool, unless the right answers alone are more.
-    """
-
-    def __init__(self, benchmark: MBeir, *, queries_per_task: int, candidates_per_task: int) -> None:
-        super().__init__(benchmark.root)
-        if min(queries_per_task, candidates_per_task) < 1:
-            raise ValueError(
-                f"queries_per_task is {queries_per_task}, candidates_per_task {candidates_per_task}; give at least 1."
-            )
-        self._whole, self._query_count, self._candidate_count = benchmark, queries_per_task, candidates_per_task
-        self._drawn: dict[tuple[Task, str], tuple[list[Query], Pool]] = {}
-
-    def tasks(self, split: str = "test") -> list[Task]:
-        """Those of the benchmark."""
-        return self._whole.tasks(split)
-
-    def queries(self, task: Task, split: str = "test") -> list[Query]:
-        """The drawn queries of a task, in the order of the file."""
-        return self._draw(task, split)[0]
-
-    def qrels(self, task: Task, split: str = "test") -> dict[str, dict[str, int]]:
-        """The right answers of the drawn queries."""
-        qrels = self._whole.qrels(task, split)
-        return {query.qid: qrels[query.qid] for query in self.queries(task, split)}
-
-    def pool(self, task: Task, split: str = "test") -> Pool:
-        """The right answers of the drawn queries and a draw of the rest, in the order of the file."""
-        return self._draw(task, split)[1]
-
-    def has_union_pool(self, split: str = "test") -> bool:
-        """There is no file of it: it is what the local pools hold."""
-        return False
-
-    def _draw(self, task: Task, split: str) -> tuple[list[Query], Pool]:
-        if (task, split) not in self._drawn:
-            whole, qrels = self._whole.queries(task, split), self._whole.qrels(task, split)
-            queries = [whole[at] for at in _least([query.qid.encode() for query in whole], self._query_count)]
-            pool = self._whole.pool(task, split)
-            right = np.unique(pool.positions([did for query in queries for did in qrels[query.qid]]))
-            rest = np.setdiff1d(np.arange(len(pool)), right)
-            more = rest[_least(pool.dids[rest], max(0, self._candidate_count - len(right)))]
-            self._drawn[task, split] = queries, pool.subset(np.sort(np.concatenate([right, more])))
-        return self._drawn[task, split]
-
-
-class Trial(Slice):
-    """A benchmark cut down, training split included, so that a trial of a recipe sees every stage in a minute.
-
-    A training query is drawn like those of a slice, some of every data set and task; the training pool holds their
-    positives and as many others. Of the other splits there is one task of every data set.
-    """
-
-    TRAIN_QUERIES = 4  # of a data set and task
-
-    def __init__(self, benchmark: MBeir) -> None:
-        super().__init__(benchmark, queries_per_task=2, candidates_per_task=8)
-
-    def tasks(self, split: str = "test") -> list[Task]:
-        """The first task of every data set."""
-        first = {task.dataset: task for task in reversed(super().tasks(split))}
-        return list(reversed(first.values()))
-
-    def train_queries(self) -> list[Query]:
-        """The drawn training queries, in the order of the file."""
-        return self._train_queries
-
-    @cached_property
-    def _train_queries(self) -> list[Query]:
-        groups: dict[str, list[int]] = {}
-        whole = self._whole.train_queries()
-        for at, query in enumerate(whole):
-            groups.setdefault(query.group, []).append(at)
-        drawn = [
-            rows[at]
-            for rows in groups.values()
-            for at in _least([f"{whole[row].qid} {row}".encode() for row in rows], self.TRAIN_QUERIES)
-        ]
-        return [whole[at] for at in sorted(drawn)]
-
-    def union_pool(self, split: str = "test") -> Pool:
-        """For training: the positives of the drawn queries and as many other candidates, in the order of the file."""
-        return self._train_pool if split == "train" else super().union_pool(split)
-
-    @cached_property
-    def _train_pool(self) -> Pool:
-        pool = self._whole.union_pool("train")
-        right = np.unique(pool.positions([did for query in self.train_queries() for did in query.positives]))
-        rest = np.setdiff1d(np.arange(len(pool)), right)
-        return pool.subset(np.union1d(right[right >= 0], rest[_least(pool.dids[rest], len(right))]))
 
 
 class RetrievalEvaluator(SentenceEvaluator):
@@ -202,9 +103,3 @@ def _append(path: Path, row: dict[str, float]) -> None:
         if fresh:
             writer.writeheader()
         writer.writerow(row)
-
-
-def _least(ids: Sequence[bytes] | np.ndarray, count: int) -> np.ndarray:
-    """Sorted positions of the ``count`` ids whose SHA-256 is least."""
-    digests = np.array([int.from_bytes(hashlib.sha256(one).digest()[:8]) for one in ids], dtype=np.uint64)
-    return np.sort(np.argsort(digests, kind="stable")[:count])

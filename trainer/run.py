@@ -14,11 +14,12 @@ from umarvel_hf.data import MBeir
 from umarvel_hf.emoji.base import build_base
 from umarvel_hf.fetch import Unreachable
 from umarvel_hf.store import whole_file
-from umarvel_hf.trainer.evaluator import Trial
 from umarvel_hf.trainer.manifest import Manifest, begin, checksum, flat
+from umarvel_hf.trainer.quarantine import Quarantine
 from umarvel_hf.trainer.recipe import Contrastive, Recipe, Score, Stage
 from umarvel_hf.trainer.recipe_reader import read_recipe, recipe_file
 from umarvel_hf.trainer.stages import Context, finish_model, input_files, run_stage
+from umarvel_hf.trainer.views import Screened, Trial
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +54,12 @@ def train(recipe: str | Path, out: str | Path, *, benchmark: MBeir | None = None
     plan = read_recipe(recipe)
     if benchmark is None and plan.needs_benchmark:
         raise ValueError(f"Recipe {plan.name!r} learns from a benchmark; pass benchmark=MBeir(FOLDER).")
-    if benchmark is not None and max_steps is not None:
-        benchmark = Trial(benchmark)
-    run = _Run(plan, benchmark, Path(out), max_steps)
+    quarantine = Quarantine(Path(out) / "quarantine.jsonl" if plan.bad_rows == "quarantine" else None)
+    if benchmark is not None:
+        if max_steps is not None:
+            benchmark = Trial(Screened(benchmark, quarantine, pictures=False))
+        benchmark = Screened(benchmark, quarantine)
+    run = _Run(plan, benchmark, quarantine, Path(out), max_steps)
     if run.ranks.is_main_process:
         run.out.mkdir(parents=True, exist_ok=True)
         with whole_file(run.out / "recipe.yaml") as file:
@@ -67,6 +71,7 @@ def train(recipe: str | Path, out: str | Path, *, benchmark: MBeir | None = None
 class _Run:
     recipe: Recipe
     benchmark: MBeir | None
+    quarantine: Quarantine
     out: Path
     max_steps: int | None
     ranks: PartialState = field(default_factory=PartialState)
@@ -74,7 +79,9 @@ class _Run:
 
     def follow(self) -> Path:
         start = self._start()
-        context = Context(self.recipe, self.benchmark, self.max_steps, self.out, start=start, model=start)
+        context = Context(
+            self.recipe, self.benchmark, self.quarantine, self.max_steps, self.out, start=start, model=start
+        )
         for number, stage in enumerate(self.recipe.stages, start=1):
             self._stage(stage, self.out / f"{number}-{stage.name}", context)
         if self.ranks.is_main_process:

@@ -1,28 +1,25 @@
 """What rows are made of: M-BEIR's training queries, and pairs of texts or of texts and pictures from plain files."""
 
-import json
 import logging
 import random
-from collections.abc import Container, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from umarvel_hf.data import Item, MBeir, Query, query_of
+from umarvel_hf.data import Item, MBeir, Query
 from umarvel_hf.messages import Message, chat
 from umarvel_hf.negatives import Filters, MinedList, NegativeTable, Strategy, TooFewNegatives, select
-from umarvel_hf.records import MODALITIES, id_array, lines_of
+from umarvel_hf.records import MODALITIES, first_lines, id_array
 from umarvel_hf.trainer.losses import PADDING_ID
 from umarvel_hf.trainer.pairs import Pairs, first_of
-from umarvel_hf.trainer.quarantine import Quarantine, bare
+from umarvel_hf.trainer.quarantine import Quarantine
+from umarvel_hf.trainer.views import Screened
 
 __all__ = ["Choice", "MBeirRows", "Pairs", "Quarantine", "Source", "TeacherLists"]
 
 logger = logging.getLogger(__name__)
-CHECKED_AT_ONCE = 4096
 
 
 class Source(Protocol):
@@ -103,11 +100,11 @@ class _TrainQueries:
         quarantine: Quarantine,
         groups: Sequence[str] | None,
         tables: Mapping[str, NegativeTable],
-        every_candidate: bool,
     ) -> None:
+        if not isinstance(benchmark, Screened):
+            benchmark = Screened(benchmark, quarantine)
         self._benchmark, self._pool, self._quarantine = benchmark, benchmark.union_pool("train"), quarantine
-        self._path = benchmark.root / "query" / "union_train" / "mbeir_union_up_train.jsonl"
-        self._queries = self._read()
+        self._path, self._queries = benchmark.train_path, benchmark.train_queries()
         names: dict[str, str] = {}  # one string a group, not one a row
         every = [names.setdefault(group := query.group, group) for query in self._queries]
         if unknown := sorted(set(groups or ()) - names.keys()):
@@ -117,15 +114,8 @@ class _TrainQueries:
             for number, query in enumerate(self._queries)
             if (groups is None or every[number] in groups) and all(query.qid in table for table in tables.values())
         ]
-        pictures = (self._queries[number].image for number in wanted)
-        self._bad_pictures = quarantine.unreadable(picture for picture in pictures if picture is not None)
-        self._bad_candidates = self._unreadable_candidates(wanted, every_candidate)
-        if self._bad_candidates:
-            bad = np.isin(self._pool.dids, id_array(self._bad_candidates))
-            self._pool = self._pool.subset(np.flatnonzero(~bad))
-        self._prompted: set[tuple[str, str, str]] = set()
         reasons = self._reasons(wanted, tables)
-        lines = _lines(self._path, "qid", {self._queries[number].qid for number in reasons}) if reasons else {}
+        lines = first_lines(self._path, "qid", {self._queries[number].qid for number in reasons}) if reasons else {}
         for number, reason in reasons.items():
             quarantine.add(self._path, lines[qid := self._queries[number].qid], qid, reason)
         kept = [number for number in wanted if number not in reasons]
@@ -145,74 +135,18 @@ class _TrainQueries:
 
     def origin(self, number: int) -> str:
         qid = self._queries[self._kept[number]].qid
-        return f"{self._path}:{_lines(self._path, 'qid', {qid}).get(qid)}, query {qid!r}"
-
-    def _read(self) -> Sequence[Query]:
-        try:
-            return self._benchmark.train_queries()
-        except ValueError:
-            if self._quarantine.path is None:
-                raise
-        queries = []
-        for number, _, line in lines_of(self._path):
-            try:
-                queries.append(query_of(self._benchmark.root, self._path, number, line))
-            except ValueError as error:
-                self._quarantine.add(self._path, number, "", bare(error, self._path, number))
-        return queries
-
-    def _unreadable_candidates(self, wanted: Sequence[int], every: bool) -> dict[str, str]:
-        """What is wrong with pictures of candidates that training can use, by did."""
-        if self._quarantine.path is None:
-            return {}
-        dids = chain.from_iterable(self._queries[number].positives for number in wanted)
-        positions = np.arange(len(self._pool)) if every else np.unique(self._pool.positions(list(dids)))
-        found: dict[str, str] = {}
-        for block in np.array_split(positions[positions >= 0], 1 + len(positions) // CHECKED_AT_ONCE):
-            pictures = {one.did: one.image for one in self._pool.at(block) if one.image is not None}
-            problems = self._quarantine.unreadable(pictures.values())
-            found |= {did: problems[image] for did, image in pictures.items() if image in problems}
-        lines = _lines(self._pool.path, "did", found) if found else {}
-        for did, problem in found.items():
-            self._quarantine.add(self._pool.path, lines[did], did, problem)
-        return found
+        return f"{self._path}:{first_lines(self._path, 'qid', {qid}).get(qid)}, query {qid!r}"
 
     def _reasons(self, numbers: Sequence[int], tables: Mapping[str, NegativeTable]) -> dict[int, str]:
-        """Why queries cannot be trained on, for those that cannot."""
-        reasons, draw = {}, random.Random(0)  # whether there are enough negatives depends on no draw
-        for start in range(0, len(numbers), CHECKED_AT_ONCE):
-            queries = {number: self._queries[number] for number in numbers[start : start + CHECKED_AT_ONCE]}
-            dids = [did for query in queries.values() for did in query.positives]
-            positions = iter(self._pool.positions(dids).tolist() if dids else [])
-            for number, query in queries.items():
-                if reason := self._reason(query, list(islice(positions, len(query.positives)))):
-                    reasons[number] = reason
-                    continue
-                try:
-                    self._candidates(query, tables, draw)
-                except TooFewNegatives as error:
-                    reasons[number] = str(error).removeprefix(f"query {query.qid!r}: ")
+        """Why tables do not give enough for queries, for those where it is so."""
+        reasons, draw = {}, random.Random(0)  # whether there are enough depends on no draw
+        for number in numbers if tables else ():
+            query = self._queries[number]
+            try:
+                self._candidates(query, tables, draw)
+            except TooFewNegatives as error:
+                reasons[number] = str(error).removeprefix(f"query {query.qid!r}: ")
         return reasons
-
-    def _reason(self, query: Query, positions: Sequence[int]) -> str | None:
-        """Why a query cannot be trained on, whatever its negatives; None: it can."""
-        if not query.positives:
-            return "it names no positive; complete its pos_cand_list or remove it."
-        if query.image in self._bad_pictures:
-            return self._bad_pictures[query.image]
-        for did, position in zip(query.positives, positions, strict=True):
-            if did in self._bad_candidates:
-                return f"its positive {did!r}: {self._bad_candidates[did]}"
-            if position < 0:
-                return (
-                    f"its positive {did!r} is not among the {len(self._pool):,} candidates of {self._pool.path}. Use "
-                    "the pool that these queries were written for."
-                )
-            modality = MODALITIES[self._pool.modalities[position]]
-            if (asked := (query.qid.split(":")[0], query.modality, modality)) not in self._prompted:
-                self._benchmark.prompts(query, modality)  # raises if there are none
-                self._prompted.add(asked)
-        return None
 
     def _candidates(self, query: Query, tables: Mapping[str, NegativeTable], draw: random.Random) -> list[str]:
         """The dids that tables give for a query."""
@@ -261,9 +195,7 @@ class MBeirRows(_TrainQueries):
         self._choice = choice or Choice({})
         self._tables = self._first_tables = self._chosen_from(tables or {})
         self._kept_lists: frozenset[str] = frozenset()  # qids that keep those of the first tables
-        super().__init__(
-            benchmark, quarantine or Quarantine(), groups, self._tables, every_candidate=choice is not None
-        )
+        super().__init__(benchmark, quarantine or Quarantine(), groups, self._tables)
         if unknown := sorted(self._choice.tasks.keys() - set(self.groups)):
             raise ValueError(f"Negatives are chosen for {unknown}, but there are only {sorted(set(self.groups))}.")
         self.columns = ("anchor", "positive", *(f"negative_{at + 1}" for at in range(self._choice.count)))
@@ -305,7 +237,7 @@ class MBeirRows(_TrainQueries):
     def _candidates(self, query: Query, tables: Mapping[str, NegativeTable], draw: random.Random) -> list[str]:
         chosen: list[str] = []
         for name, strategy in self._choice.of(query.group).items():
-            mined = _without(tables[name][query.qid], {*chosen, *self._bad_candidates})
+            mined = _without(tables[name][query.qid], {*chosen, *self._benchmark.unusable})
             chosen += select(mined, strategy, self._choice.filters, draw, self._pool)
         return chosen
 
@@ -348,7 +280,7 @@ class TeacherLists(_TrainQueries):
     ) -> None:
         self._tables, self._top, self._keep_positive = {"": table}, top, keep_positive
         self.columns = ("anchor", *(f"candidate_{at + 1}" for at in range(top)))
-        super().__init__(benchmark, quarantine or Quarantine(), groups, self._tables, every_candidate=True)
+        super().__init__(benchmark, quarantine or Quarantine(), groups, self._tables)
 
     def rows(self, numbers: Sequence[int], seed: int, epoch: int) -> list[dict[str, Any]]:
         drawn = []
@@ -391,20 +323,7 @@ class TeacherLists(_TrainQueries):
             )
         scored = [*zip(mined.dids, mined.teacher_scores.tolist(), strict=False)]  # of the best candidates only
         scored += zip(mined.positives, mined.positive_teacher_scores.tolist(), strict=True)
-        return {did: score for did, score in scored if did not in self._bad_candidates}
-
-
-def _lines(path: Path, field: str, names: Container[str]) -> dict[str, int]:
-    """The first line of each id."""
-    found: dict[str, int] = {}
-    for number, _, line in lines_of(path):
-        try:
-            name = json.loads(line)[field]
-        except (KeyError, TypeError, ValueError):
-            continue
-        if name in names:
-            found.setdefault(name, number)
-    return found
+        return {did: score for did, score in scored if did not in self._benchmark.unusable}
 
 
 def _without(mined: MinedList, left_out: Set[str]) -> MinedList:

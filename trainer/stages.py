@@ -32,7 +32,7 @@ from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
 from umarvel_hf.trainer.augmentation import Augmentation
 from umarvel_hf.trainer.batches import BlockBatchSampler
 from umarvel_hf.trainer.callbacks import HardNegativeMining
-from umarvel_hf.trainer.evaluator import RetrievalEvaluator, Slice
+from umarvel_hf.trainer.evaluator import RetrievalEvaluator
 from umarvel_hf.trainer.losses import DistillKL, InfoNCE, NotFinite, similarity_of
 from umarvel_hf.trainer.pairs import Pairs
 from umarvel_hf.trainer.quarantine import Quarantine
@@ -57,6 +57,7 @@ from umarvel_hf.trainer.reranker import Judgements, train_reranker
 from umarvel_hf.trainer.rows import TrainingRows
 from umarvel_hf.trainer.sources import Choice, MBeirRows, Source, TeacherLists
 from umarvel_hf.trainer.trainer import UMarvelTrainer
+from umarvel_hf.trainer.views import Slice
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Context:
 
     recipe: Recipe
     benchmark: MBeir | None
+    quarantine: Quarantine
     max_steps: int | None
     out: Path
     start: Path
@@ -105,9 +107,9 @@ class Context:
         rows = min(TRIAL_ROWS, stage.training.get("per_device_train_batch_size", TRIAL_ROWS))
         return {**stage.training, "max_steps": self.max_steps, "per_device_train_batch_size": rows}
 
-    @property
-    def quarantine(self) -> Quarantine:
-        return Quarantine(self.out / "quarantine.jsonl" if self.recipe.bad_rows == "quarantine" else None)
+    def share(self, stage: Mine) -> float:
+        """Of the training queries that are mined; a trial has few, and mines them all."""
+        return stage.share if self.max_steps is None else 1.0
 
     def tables(self, name: str) -> dict[str, NegativeTable]:
         """The mined lists that a stage left, by pool."""
@@ -189,17 +191,13 @@ def _mine(stage: Mine, folder: Path, context: Context) -> dict[str, Any]:
 
 
 def _mined(stage: Mine, context: Context, model: SentenceTransformer, folder: Path) -> dict[str, NegativeTable]:
-    queries = None  # all
-    if context.recipe.bad_rows == "quarantine":
-        queries = MBeirRows(context.data, quarantine=context.quarantine).queries
     return mine_benchmark(
         model,
         context.data,
         folder,
-        queries=queries,
         pools=stage.pools,
         depth=stage.depth,
-        share=stage.share if context.max_steps is None else 1.0,  # of the slice that a trial sees
+        share=context.share(stage),
         seed=context.recipe.seed,
         batch_size=stage.batch_size,
     )

@@ -18,39 +18,56 @@ if _typing.TYPE_CHECKING:
     from umarvel_hf.evaluation.results import Result
     from umarvel_hf.index import FlatIndex, Hit, build_index, retrieve
     from umarvel_hf.messages import ItemError
-    from umarvel_hf.negatives import NegativeTable
+    from umarvel_hf.mining import mine_benchmark
+    from umarvel_hf.negatives import Filters, NegativeTable, Strategy
     from umarvel_hf.report import write_report
-    from umarvel_hf.reranking import Fusion, Reranker
+    from umarvel_hf.reranker_checkpoint import new_reranker
+    from umarvel_hf.reranking import Fusion, Reranker, load_reranker
     from umarvel_hf.search import Encoder
     from umarvel_hf.store import VectorStore
+    from umarvel_hf.teaching import score_table
     from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
+    from umarvel_hf.trainer.batches import BlockBatchSampler
     from umarvel_hf.trainer.callbacks import HardNegativeMining
     from umarvel_hf.trainer.evaluator import RetrievalEvaluator
     from umarvel_hf.trainer.losses import DistillKL, InfoNCE
     from umarvel_hf.trainer.recipe import Recipe
+    from umarvel_hf.trainer.reranker import Judgements, train_reranker
+    from umarvel_hf.trainer.rows import TrainingRows
+    from umarvel_hf.trainer.run import train
+    from umarvel_hf.trainer.sources import Choice, MBeirRows, Pairs, TeacherLists
     from umarvel_hf.trainer.trainer import UMarvelTrainer
 
 __all__ = [
     "Audit",
+    "BlockBatchSampler",
     "Candidate",
+    "Choice",
     "ConversionReport",
     "DistillKL",
     "Encoder",
+    "Filters",
     "FlatIndex",
     "Fusion",
     "HardNegativeMining",
     "Hit",
     "InfoNCE",
     "ItemError",
+    "Judgements",
     "MBeir",
+    "MBeirRows",
     "NegativeTable",
+    "Pairs",
     "Pool",
     "Query",
     "Recipe",
     "Reranker",
     "Result",
     "RetrievalEvaluator",
+    "Strategy",
     "Task",
+    "TeacherLists",
+    "TrainingRows",
     "UMarvelTrainer",
     "UMarvelTrainingArguments",
     "VectorStore",
@@ -63,8 +80,14 @@ __all__ = [
     "evaluate_run",
     "fit_fusion",
     "load",
+    "load_reranker",
+    "mine_benchmark",
     "new_model",
+    "new_reranker",
     "retrieve",
+    "score_table",
+    "train",
+    "train_reranker",
     "write_report",
 ]
 
@@ -79,16 +102,24 @@ _MODULES = {
     "evaluation.results": ("Result",),
     "index": ("FlatIndex", "Hit", "build_index", "retrieve"),
     "messages": ("ItemError",),
-    "negatives": ("NegativeTable",),
+    "mining": ("mine_benchmark",),
+    "negatives": ("Filters", "NegativeTable", "Strategy"),
     "report": ("write_report",),
-    "reranking": ("Fusion", "Reranker"),
+    "reranker_checkpoint": ("new_reranker",),
+    "reranking": ("Fusion", "Reranker", "load_reranker"),
     "search": ("Encoder",),
     "store": ("VectorStore",),
+    "teaching": ("score_table",),
     "trainer.arguments": ("UMarvelTrainingArguments",),
-    "trainer.evaluator": ("RetrievalEvaluator",),
+    "trainer.batches": ("BlockBatchSampler",),
     "trainer.callbacks": ("HardNegativeMining",),
+    "trainer.evaluator": ("RetrievalEvaluator",),
     "trainer.losses": ("DistillKL", "InfoNCE"),
     "trainer.recipe": ("Recipe",),
+    "trainer.reranker": ("Judgements", "train_reranker"),
+    "trainer.rows": ("TrainingRows",),
+    "trainer.run": ("train",),
+    "trainer.sources": ("Choice", "MBeirRows", "Pairs", "TeacherLists"),
     "trainer.trainer": ("UMarvelTrainer",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

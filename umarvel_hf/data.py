@@ -243,10 +243,14 @@ class MBeir:
         path = self.root / "query" / split / f"mbeir_{task.name}_{split}.jsonl"
         return self._once(path, lambda: self._checked_queries(path, task, split))
 
+    @property
+    def train_path(self) -> Path:
+        """The file of all training queries."""
+        return self.root / "query" / "union_train" / "mbeir_union_up_train.jsonl"
+
     def train_queries(self) -> list[Query]:
         """The union of all training queries; M-BEIR repeats some rows on purpose."""
-        path = self.root / "query" / "union_train" / "mbeir_union_up_train.jsonl"
-        return self._once(path, lambda: list(self._read_queries(path)))
+        return self._once(self.train_path, lambda: list(self._read_queries(self.train_path)))
 
     def pool(self, task: Task, split: str = "test") -> Pool:
         """The task's own (local) pool."""

@@ -4,7 +4,7 @@ import codecs
 import json
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -160,3 +160,16 @@ def id_array(ids: Iterable[str]) -> np.ndarray:
     while block := [one.encode() for one in islice(rest, 65_536)]:
         blocks.append(np.array(block))
     return np.concatenate(blocks)
+
+
+def first_lines(path: Path, field: str, names: Container[str]) -> dict[str, int]:
+    """The first line of each id that stands in a field of a JSON-lines file."""
+    found: dict[str, int] = {}
+    for number, _, line in lines_of(path):
+        try:
+            name = json.loads(line)[field]
+        except (KeyError, TypeError, ValueError):
+            continue
+        if name in names:
+            found.setdefault(name, number)
+    return found

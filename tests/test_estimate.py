@@ -1,0 +1,92 @@
+"""``umarvel train --dry-run``: what a recipe would do, before it does it."""
+
+import json
+import math
+import re
+
+import pytest
+import yaml
+
+from colours import TINY_RECIPE, TRAINING, write_benchmark, write_training_split
+from umarvel_hf.data import MBeir
+from umarvel_hf.trainer.estimate import describe
+from umarvel_hf.trainer.run import train
+
+STAGES = [
+    {"name": "first", "kind": "contrastive", "data": [{"mbeir": "all"}],
+     "training": {**TRAINING, "num_train_epochs": 2, "max_steps": -1}},
+    {"name": "mined", "kind": "mine", "share": 0.5, "depth": 6},
+    {"name": "hard", "kind": "hard_negatives", "negatives": {"table": "mined", "union": 2},
+     "lora": {"r": 4, "alpha": 8}, "training": {**TRAINING, "max_steps": 5, "gradient_accumulation_steps": 2}},
+]  # fmt: skip
+
+
+@pytest.fixture
+def benchmark(tmp_path):
+    return MBeir(write_training_split(write_benchmark(tmp_path / "data")))
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """``recipe(key=value)``: the file of these stages with some keys changed."""
+
+    def write(**changed):
+        (tmp_path / "plan.yaml").write_text(yaml.safe_dump({**TINY_RECIPE, "stages": STAGES, **changed}))
+        return tmp_path / "plan.yaml"
+
+    return write
+
+
+def table(told):
+    """The lines of the table, by stage: their cells."""
+    return {line.split()[0]: re.split(r"\s{2,}", line.strip())[1:] for line in told.splitlines()[3:]}
+
+
+def test_rows_and_steps_are_those_of_the_recipe(recipe, benchmark, tmp_path):
+    rows, batch = 18, TRAINING["per_device_train_batch_size"]
+    told = table(describe(recipe(), tmp_path / "run", benchmark=benchmark))
+    assert told["first"][:4] == ["Contrastive", f"{rows}", f"{batch}", f"{-(-2 * rows // batch)}"]
+    assert told["mined"][:2] == ["Mine", "9"]
+    assert told["hard"][:4] == ["HardNegatives", "9", f"{2 * batch}", "5"]
+    assert not (tmp_path / "run").exists()
+    two = table(describe(recipe(), tmp_path / "run", benchmark=benchmark, ranks=2))
+    assert two["first"][2:4] == [f"{2 * batch}", f"{-(-2 * rows // (2 * batch))}"]
+
+
+def test_what_is_trained_is_what_the_trained_checkpoint_holds(recipe, benchmark, tmp_path):
+    path = recipe(stages=[{**STAGES[0], "training": {**TRAINING, "max_steps": 1}}])
+    told = describe(path, tmp_path / "run", benchmark=benchmark)
+    train(path, tmp_path / "run", benchmark=benchmark)
+    index = (tmp_path / "run/model/model.safetensors").read_bytes()
+    header = json.loads(index[8 : 8 + int.from_bytes(index[:8], "little")])
+    sizes = {name: one["shape"] for name, one in header.items() if name != "__metadata__"}
+    weights = sum(math.prod(shape) for shape in sizes.values())
+    added = 1 + 3 * sizes["vlm.language_model.embed_tokens.weight"][1]  # a temperature and three tokens
+    assert int(table(told)["first"][4].replace(",", "")) == weights - added
+
+
+def test_a_trial_is_told_as_it_would_run(recipe, benchmark, tmp_path):
+    told = table(describe(recipe(), tmp_path / "run", benchmark=benchmark, max_steps=2))
+    assert told["first"][1:4] == ["12", "4", "2"]  # four queries of each of three tasks
+    assert told["mined"][1] == "12" and told["hard"][2:4] == ["8", "2"]
+
+
+def test_more_memory_for_more_rows_at_a_time_and_less_for_adapters(recipe, benchmark, tmp_path):
+    def memory(**training):
+        stage = {**STAGES[0], "training": {**TRAINING, **training}}
+        told = describe(recipe(stages=[stage], start={"tiny": {}}), tmp_path / "run", benchmark=benchmark)
+        return float(table(told)["first"][5].removesuffix(" GiB"))
+
+    many = memory(per_device_train_batch_size=512)
+    assert many > 2 * memory(per_device_train_batch_size=128)
+    assert memory(per_device_train_batch_size=512, mini_batch_size=8) < many / 4
+    assert memory(per_device_train_batch_size=512, gradient_checkpointing=True) < many / 2
+
+
+def test_a_bad_row_is_told_or_left_out_as_the_recipe_says(recipe, benchmark, tmp_path):
+    lines = benchmark.train_path.read_text().splitlines()
+    benchmark.train_path.write_text("\n".join([lines[0][:30], *lines[1:]]))
+    with pytest.raises(ValueError, match=r"train.jsonl:1: not JSON"):
+        describe(recipe(), tmp_path / "run", benchmark=MBeir(benchmark.root))
+    told = table(describe(recipe(bad_rows="quarantine"), tmp_path / "run", benchmark=MBeir(benchmark.root)))
+    assert told["first"][1] == "17"
