@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import Trainer
+from transformers import AutoProcessor, Trainer
 
 from colours import COLOURS, TINY_RECIPE, TRAINING, write_benchmark, write_lines, write_training_split
 from umarvel_hf.data import MBeir
@@ -294,6 +294,46 @@ def test_a_run_killed_at_any_moment_ends_with_the_weights_of_an_unbroken_one(who
         assert history_of(tmp_path / f"killed-{number}")[-1]["stage"] == "distilled"
         assert not list((tmp_path / f"killed-{number}").rglob("*.unfinished"))
     assert set(hit) == {"training", "mining", "merging", "writing"}
+
+
+def test_a_run_may_start_from_a_checkpoint_of_ours(benchmark, recipe, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stages = [{**TINY_RECIPE["stages"][0], "lora": LORA}]
+    path = recipe(stages=stages, start={"model": str(checkpoint)}, max_pixels=784 * 8)
+    train(path, Path("run"), benchmark=benchmark, max_steps=1)
+    assert_same(weights(tmp_path / "run/start/model"), weights(checkpoint))
+    assert AutoProcessor.from_pretrained(tmp_path / "run/start/model").image_processor.size.longest_edge == 784 * 8
+    monkeypatch.chdir(tmp_path.parent)  # goes on from wherever it is called
+    shutil.rmtree(tmp_path / "run/model")
+    model = train(path, tmp_path / "run", benchmark=benchmark, max_steps=1)
+    moved = [name for name, weight in weights(model).items() if not torch.equal(weight, weights(checkpoint)[name])]
+    assert moved and all("layers" in name or "similarity" in name for name in moved)
+
+
+def test_the_card_of_a_re_ranker_names_no_file_of_the_training(whole):
+    card = (whole / "run/5-judge/model/README.md").read_text()
+    assert "re-ranker" in card and str(whole) not in card and "mbeir_images" not in card
+
+
+@pytest.mark.slow
+def test_two_ranks_follow_a_recipe_as_one_does(pairs, benchmark, recipe, tmp_path):
+    for ranks in (1, 2):
+        stages = every_stage(pairs)
+        for stage in stages:
+            if "training" in stage:
+                stage["training"] = {**stage["training"], "per_device_train_batch_size": 6 // ranks}
+            if "lora" in stage:
+                stage["lora"] = {**LORA, "dropout": 0.0}
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", ranks, "--standalone"]
+        command += ["-m", "umarvel_hf.cli", "train", recipe(stages=stages)]
+        command += ["--data", benchmark.root, "--out", tmp_path / str(ranks)]
+        done = subprocess.run(list(map(str, command)), env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    for stage in ("1-texts", "2-all", "4-hard", "5-judge", "8-distilled"):
+        one, two = (weights(tmp_path / str(ranks) / stage / "model") for ranks in (1, 2))
+        worst = max((one[name] - two[name]).abs().max().item() for name in one)
+        print(f"{stage}: largest difference of a weight: {worst:.1e}")
+        assert worst < 1e-4
 
 
 def test_another_recipe_in_the_same_folder_is_refused_with_both_values(benchmark, recipe, tmp_path):

@@ -272,6 +272,19 @@ def test_a_frozen_temperature_with_a_rate_of_its_own_is_an_error(checkpoint, row
         train(model, rows, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["fsdp", "deepspeed"])
+def test_weights_that_are_split_over_devices_are_refused_before_training(checkpoint, rows, tmp_path, monkeypatch, name):
+    build = UMarvelTrainer.create_accelerator_and_postprocess
+
+    def told_to_split(self):
+        build(self)
+        setattr(self, f"is_{name}_enabled", True)  # what accelerate's configuration says; on CPUs it is not listened to
+
+    monkeypatch.setattr(UMarvelTrainer, "create_accelerator_and_postprocess", told_to_split)
+    with pytest.raises(ValueError, match=rf"(?i){name}\. .*ddp.yaml"):
+        train(load(checkpoint), rows, tmp_path)
+
+
 def test_the_arguments_carry_the_rate_of_the_temperature_as_the_host_reads_it(tmp_path):
     arguments = UMarvelTrainingArguments(str(tmp_path), temperature_learning_rate=0.5, report_to="none", use_cpu=True)
     assert arguments.learning_rate_mapping == {r"similarity\..*log_temperature$": 0.5}

@@ -17,7 +17,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import nn
 from transformers import AutoModelForMultimodalLM, PretrainedConfig
 
-from umarvel_hf.checkpoint import ADAPTER_PREFIX, _base_of, _empty_folder, _local
+from umarvel_hf.checkpoint import ADAPTER_PREFIX, base_of, empty_folder, local_folder
 from umarvel_hf.modeling.configuration_umarvel import UMarvelConfig
 from umarvel_hf.modeling.modeling_umarvel import UMarvelModel
 from umarvel_hf.trainer.losses import similarity_of
@@ -136,8 +136,8 @@ def merge_adapter(adapter: str | Path, out: str | Path) -> Path:
         FileExistsError: ``out`` holds files.
         ValueError: The adapter does not name its base, or fits it in part only.
     """
-    adapter, out = Path(adapter), _empty_folder(out)
-    base = _local(_base_of(adapter))
+    adapter, out = Path(adapter), empty_folder(out)
+    base = local_folder(base_of(adapter))
     settings = PretrainedConfig.get_config_dict(base)[0]
     ours = settings["model_type"] == UMarvelConfig.model_type
     model = (UMarvelModel if ours else AutoModelForMultimodalLM).from_pretrained(base, dtype=torch.float32)

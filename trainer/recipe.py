@@ -17,9 +17,9 @@ class Start:
     Args:
         tiny: A base of this size, built from nothing, its vocabulary learned from the benchmark's training texts.
         smollm2: A Qwen2-VL whose language model is SmolLM2-135M (:mod:`umarvel_hf.smollm2`); its options.
-        model: Folder or Hub id of a U-MARVEL checkpoint, or of any vision-language model.
-        positions, deepstack: As published checkpoints have them ("sequential", off), or as the backbone does (recipe.md
-            §1.4, §1.5).
+        model: Folder or Hub id of a U-MARVEL checkpoint, which is taken as it is, or of any vision-language model.
+        positions, deepstack: For a new checkpoint: as published ones have them ("sequential", off), or as the backbone
+            does (recipe.md §1.4, §1.5).
     """
 
     tiny: BaseSize | None = None

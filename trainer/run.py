@@ -7,9 +7,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 
-from umarvel_hf.checkpoint import new_model
+from umarvel_hf.checkpoint import copy_model, is_ours, local_folder, new_model
 from umarvel_hf.data import MBeir
 from umarvel_hf.emoji.base import build_base
 from umarvel_hf.fetch import Unreachable
@@ -59,7 +60,8 @@ def train(recipe: str | Path, out: str | Path, *, benchmark: MBeir | None = None
         if max_steps is not None:
             benchmark = Trial(Screened(benchmark, quarantine, pictures=False))
         benchmark = Screened(benchmark, quarantine)
-    run = _Run(plan, benchmark, quarantine, Path(out), max_steps)
+    # Absolute: adapters note where their base is, and a run may be continued from another folder.
+    run = _Run(plan, benchmark, quarantine, Path(out).absolute(), max_steps)
     if run.ranks.is_main_process:
         run.out.mkdir(parents=True, exist_ok=True)
         with whole_file(run.out / "recipe.yaml") as file:
@@ -74,7 +76,8 @@ class _Run:
     quarantine: Quarantine
     out: Path
     max_steps: int | None
-    ranks: PartialState = field(default_factory=PartialState)
+    # Without being told, accelerate takes ranks without GPUs for one process each.
+    ranks: PartialState = field(default_factory=lambda: PartialState(cpu=not torch.accelerator.is_available()))
     manifests: dict[str, Manifest] = field(default_factory=dict)
 
     def follow(self) -> Path:
@@ -99,17 +102,24 @@ class _Run:
         if not manifest.finished and self.ranks.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)  # cut short
             manifest.save(folder)
+            self._write_start(folder)
+            manifest.finished = True
+            manifest.save(folder)
+        self.ranks.wait_for_everyone()
+        return folder / "model"
+
+    def _write_start(self, folder: Path) -> None:
+        start, max_pixels = self.recipe.start, self.recipe.max_pixels
+        if start.model is not None and is_ours(source := local_folder(start.model)):
+            copy_model(source, folder / "model", max_pixels=max_pixels)
+        else:
             new_model(
                 self._base(folder),
                 folder / "model",
                 positions=start.positions,
                 deepstack=start.deepstack,
-                max_pixels=self.recipe.max_pixels,
+                max_pixels=max_pixels,
             )
-            manifest.finished = True
-            manifest.save(folder)
-        self.ranks.wait_for_everyone()
-        return folder / "model"
 
     def _base(self, folder: Path) -> str | Path:
         start = self.recipe.start

@@ -220,6 +220,8 @@ def _reranker(stage: Reranker, folder: Path, context: Context) -> dict[str, Any]
     )
     trainer = train_reranker(model, rows, arguments)
     _save(trainer, stage, folder)
+    if ranks.is_main_process:  # the host's card shows training rows, with the paths of their pictures
+        shutil.copyfile(start / "README.md", folder / "model" / "README.md")
     return {"steps": trainer.state.global_step, **_last_loss(trainer)}
 
 
@@ -338,13 +340,13 @@ def _named(error: NotFinite, rows: TrainingRows) -> str:
 
 
 def _save(trainer: SentenceTransformerTrainer | CrossEncoderTrainer, stage: Training, folder: Path) -> None:
-    """Leave ``folder/model``, a checkpoint of all weights."""
+    """Leave ``folder/model``, a checkpoint of all weights; the first rank does."""
+    if not trainer.is_world_process_zero():
+        return
     unfinished = folder / ("adapter" if stage.lora else "model.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     trainer.save_model(str(unfinished))
     (unfinished / "training_args.bin").unlink(missing_ok=True)
-    if not trainer.is_world_process_zero():
-        return
     shutil.rmtree(folder / "model", ignore_errors=True)
     if stage.lora is not None:
         merge_adapter(unfinished, folder / "model")

@@ -27,7 +27,8 @@ class UMarvelTrainer(ResumesAdapters, SentenceTransformerTrainer):  # type: igno
         kwargs: As in the host. Columns of a data set are queries, positives and hard negatives, in this order.
 
     Raises:
-        ValueError: The model holds no temperature, or it is not trained although it has a learning rate of its own.
+        ValueError: The model holds no temperature, or it is not trained although it has a learning rate of its own;
+            accelerate is told to split weights over devices.
     """
 
     training_args_class = UMarvelTrainingArguments
@@ -37,6 +38,13 @@ class UMarvelTrainer(ResumesAdapters, SentenceTransformerTrainer):  # type: igno
         self, model: SentenceTransformer | None = None, args: UMarvelTrainingArguments | None = None, **kwargs: Any
     ) -> None:
         super().__init__(model=model, args=args, **kwargs)
+        for name, enabled in (("FSDP", self.is_fsdp_enabled), ("DeepSpeed", self.is_deepspeed_enabled)):
+            if enabled:
+                raise ValueError(
+                    f"accelerate is told to split the model by {name}. Sentence Transformers can neither save nor load "
+                    "such weights, and the temperature is a number that nothing splits. Launch with "
+                    "recipes/accelerate/ddp.yaml; mini_batch_size, gradient_checkpointing and LoRA make a copy small."
+                )
         similarity_of(self.model).float()  # whatever a model was cast to, steps of bfloat16 are too coarse for it
         temperatures = [parameter for parameter in similarity_of(self.model).parameters() if parameter.requires_grad]
         if self.args.temperature_learning_rate is not None and not temperatures:

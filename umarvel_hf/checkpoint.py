@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -97,10 +98,10 @@ def new_model(
         FileExistsError: ``out`` holds files.
         ValueError: ``base`` has no multimodal processor, or one without a limit of pixels though one is given.
     """
-    out = _empty_folder(out)
-    source = _local(base)
+    out = empty_folder(out)
+    source = local_folder(base)
     _refuse_ours(source)
-    processor = _load_processor(source)
+    processor = load_processor(source)
     if max_pixels is not None:
         limit_pixels(processor.image_processor, max_pixels)
     config = AutoConfig.from_pretrained(source)
@@ -142,15 +143,15 @@ def convert(
     """
     if instruction_rows not in (None, "mean", "stored"):
         raise ValueError(f"instruction_rows is {instruction_rows!r}; it must be 'mean', 'stored' or None.")
-    out = _empty_folder(out)
-    src = _local(src)
+    out = empty_folder(out)
+    src = local_folder(src)
     adapter = (src / "adapter_config.json").is_file()
-    weights = _local(base if base is not None else _base_of(src)) if adapter else src
+    weights = local_folder(base if base is not None else base_of(src)) if adapter else src
     _refuse_ours(weights)
     if not any(weights.glob("*.safetensors")):
         raise ValueError(f"{weights} holds no *.safetensors; pickled weights are not read, save them as safetensors.")
     config = AutoConfig.from_pretrained(weights)
-    processor = _load_processor(weights if adapter or base is None or _has_processor(src) else _local(base))
+    processor = load_processor(weights if adapter or base is None or _has_processor(src) else local_folder(base))
     rows = instruction_rows or ("stored" if _tokens_are_stored(processor, config) else "mean")
     if rows == "stored":
         _check_rows(processor, config, src)
@@ -178,6 +179,16 @@ def convert(
         token_ids=ids,
         dropped=dropped,
     )
+
+
+def copy_model(src: Path, out: str | Path, *, max_pixels: int | None = None) -> Path:
+    """Copy a U-MARVEL checkpoint, with a limit of pixels where one is given; ValueError as :func:`limit_pixels`."""
+    shutil.copytree(src, out)
+    if max_pixels is not None:
+        processor = load_processor(out)
+        limit_pixels(processor.image_processor, max_pixels)
+        processor.save_pretrained(out)
+    return Path(out)
 
 
 def knows_pixels(image_processor: Any) -> bool:
@@ -226,7 +237,8 @@ def _wrap(vlm: PreTrainedModel, ids: dict[str, int], init_temperature: float, **
     return model
 
 
-def _load_processor(source: str | Path) -> Any:
+def load_processor(source: str | Path) -> Any:
+    """The processor of texts and pictures; ValueError where there is one of a single modality."""
     processor = AutoProcessor.from_pretrained(source)
     if not hasattr(processor, "tokenizer"):
         raise ValueError(
@@ -377,14 +389,16 @@ def _has_processor(folder: Path) -> bool:
     return (folder / "preprocessor_config.json").is_file() or (folder / "processor_config.json").is_file()
 
 
-def _base_of(adapter: Path) -> str:
+def base_of(adapter: Path) -> str:
+    """Folder or Hub id of what an adapter was trained on; ValueError where it does not say."""
     base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{adapter} is an adapter and does not name its base; pass base=FOLDER (--base FOLDER).")
     return base
 
 
-def _local(source: str | Path) -> Path:
+def local_folder(source: str | Path) -> Path:
+    """The folder, or that of the downloaded Hub repository."""
     path = Path(source)
     if path.is_dir():
         return path
@@ -406,7 +420,8 @@ def _refuse_ours(source: Path) -> None:
         raise ValueError(f"{source} is a U-MARVEL checkpoint already; load it as it is.")
 
 
-def _empty_folder(out: str | Path) -> Path:
+def empty_folder(out: str | Path) -> Path:
+    """The folder, which need not be there; FileExistsError where it holds files."""
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not an empty folder; name another one or remove it.")

@@ -12,6 +12,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from torch import nn
 
 
 def encode(
@@ -124,7 +125,7 @@ def fingerprint(model: Any) -> dict[str, str]:
         "prompts": [model.prompts, model.default_prompt_name],
     }
     return {
-        "weights": _digest(_weights(model)),
+        "weights": weights_digest(model),
         "code": _digest(_code(model)),
         "settings": _digest([json.dumps(_placeless(settings), sort_keys=True, default=str).encode()]),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -141,7 +142,12 @@ def _digest(parts: Iterable[bytes | memoryview]) -> str:
     return checksum.hexdigest()[:16]
 
 
-def _weights(model: "SentenceTransformer") -> Iterable[bytes | memoryview]:
+def weights_digest(model: "nn.Module") -> str:
+    """A checksum of names, types, shapes and values of all weights, 16 characters."""
+    return _digest(_weights(model))
+
+
+def _weights(model: "nn.Module") -> Iterable[bytes | memoryview]:
     import torch
 
     for name, tensor in sorted(model.state_dict().items()):

@@ -20,7 +20,7 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from transformers import AutoModelForMultimodalLM
 
 from umarvel_hf.chat_template import Markers, control_tokens, read_markers
-from umarvel_hf.checkpoint import _empty_folder, _load_processor, _local, limit_pixels
+from umarvel_hf.checkpoint import empty_folder, limit_pixels, load_processor, local_folder
 from umarvel_hf.modeling.configuration_umarvel import UMarvelConfig
 from umarvel_hf.modeling.modeling_umarvel import UMarvelModel
 
@@ -68,12 +68,12 @@ def new_reranker(src: str | Path, out: str | Path, *, max_pixels: int | None = N
         FileExistsError: ``out`` holds files.
         ValueError: ``src`` has no multimodal processor, or its tokenizer begins "Yes" and "No" alike.
     """
-    out, source = _empty_folder(out), _local(src)
+    out, source = empty_folder(out), local_folder(src)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{out.name}-", dir=out.parent) as scratch:
         if UMarvelConfig.get_config_dict(source)[0].get("model_type") == UMarvelConfig.model_type:
             source = _language_model(source, Path(scratch))
-        processor = _load_processor(source)
+        processor = load_processor(source)
         yes, no = (_first_token(processor.tokenizer, word) for word in ("Yes", "No"))
         if yes == no:
             token = processor.tokenizer.convert_ids_to_tokens(yes)

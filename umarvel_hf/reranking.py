@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from umarvel_hf.data import Item, Query, as_item, format_string
-from umarvel_hf.encoding import _digest, _weights
+from umarvel_hf.encoding import weights_digest
 from umarvel_hf.search import Ranking, best_first
 from umarvel_hf.store import whole_file
 
@@ -125,7 +125,7 @@ def load_reranker(model: str | Path, **kwargs: Any) -> PairJudge:
 def reranker_fingerprint(reranker: Reranker) -> str:
     """A checksum of its weights, 16 characters; of what holds none, the name of its class."""
     model: Any = getattr(reranker, "model", reranker)
-    return _digest(_weights(model)) if hasattr(model, "state_dict") else type(reranker).__qualname__
+    return weights_digest(model) if hasattr(model, "state_dict") else type(reranker).__qualname__
 
 
 def judge_pairs(
