@@ -114,6 +114,8 @@ def _negative_misfits(stage: HardNegatives, earlier: Mapping[str, Stage]) -> Ite
         yield f"negatives reach down to rank {last}, but stage {mined.name!r} mines {mined.depth}."
     if (wanted.strategy == "window") != (wanted.window is not None):
         yield f"strategy is {wanted.strategy!r}, window {wanted.window}; a window belongs to the strategy of that name."
+    if wanted.local and "random" in {wanted.strategy, *(task.get("strategy") for task in wanted.tasks.values())}:
+        yield f"strategy random draws from the whole training pool, but {wanted.local} are local; ask for union ones."
     if wanted.wrong_modality > wanted.union:
         yield f"wrong_modality is {wanted.wrong_modality}, but only {wanted.union} come from the union pool."
     if wanted.filters.veto is not None and not isinstance(earlier[wanted.table], Score):
