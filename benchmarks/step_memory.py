@@ -23,7 +23,7 @@ SIDE = 64  # as in the embedded benchmark
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[64, 256, 1024], help="batch sizes with caching")
-    parser.add_argument("--plain", type=int, nargs="+", default=[8, 32, 64], help="batch sizes without")
+    parser.add_argument("--plain", type=int, nargs="*", default=[8, 32, 64], help="batch sizes without")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = alone(write_checkpoint, Path(folder) / "model")

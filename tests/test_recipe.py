@@ -164,7 +164,7 @@ def test_a_key_that_no_one_reads_is_refused(recipe, changed, message):
         ("hard.negatives.union", 0, "negatives are 0 local and 0 union; give at least one"),
         ("hard.negatives.wrong_modality", 6, "wrong_modality is 6, but only 5 come from the union pool"),
         ("hard.negatives.strategy", "top", "strategy is 'top', window .*; a window belongs to"),
-        ("hard.negatives", {"table": "mined", "local": 2, "strategy": "random"}, "random draws from the whole training"),
+        ("hard.negatives", {"table": "mined", "local": 2, "strategy": "random"}, "random draws from the whole"),
         ("hard.negatives.filters", {"veto": 0.5}, "filters.veto asks a re-ranker's answers, which stage 'mined' has"),
         ("hard.remine_every_steps", 3, "remine_every_epochs and remine_every_steps are both given"),
         ("judge.table", "taught", "table 'taught' is no earlier stage of kind mine; earlier are"),

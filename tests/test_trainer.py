@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModel
 
 from backbones import FAMILIES
+from foreign import CHECKOUT
 from train_on_ranks import WORDS
 from umarvel_hf.encoding import load
 from umarvel_hf.modeling.modeling_umarvel import UMarvelModel
@@ -293,3 +296,12 @@ def test_the_arguments_carry_the_rate_of_the_temperature_as_the_host_reads_it(tm
         str(tmp_path), learning_rate_mapping=other, temperature_learning_rate=0.5, report_to="none", use_cpu=True
     )
     assert arguments.learning_rate_mapping == {"a": 0.1, r"similarity\..*log_temperature$": 0.5} and other == {"a": 0.1}
+
+
+@pytest.mark.benchmark
+def test_with_gradient_caching_the_memory_of_a_step_is_flat_in_the_batch():
+    command = [sys.executable, CHECKOUT / "benchmarks/step_memory.py", "--rows", "64", "1024", "--plain"]
+    printed = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
+    print(printed)
+    ratios = [float(line.split()[-1]) for line in printed.splitlines() if line.strip().startswith("chunks of 8")]
+    assert ratios[0] == 1 and ratios[1] <= 1.25
