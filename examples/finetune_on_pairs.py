@@ -40,8 +40,8 @@ def recall_at_1(model: Encoder, pairs: Dataset) -> float:
     return float((texts[(queries @ pictures.T).argmax(axis=1)] == texts).mean())
 
 
-# 1. Load
-model = load(arguments.model)
+# 1. Load. Weights are trained in float32: steps this small are lost in bfloat16.
+model = load(arguments.model, model_kwargs={"dtype": "float32"})
 
 # 2. Data: queries, positives, and their ids, so that pairs with the same text or picture are no negatives of each other
 kind = "csv" if arguments.pairs.suffix == ".csv" else "json"

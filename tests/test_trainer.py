@@ -303,5 +303,5 @@ def test_with_gradient_caching_the_memory_of_a_step_is_flat_in_the_batch():
     command = [sys.executable, CHECKOUT / "benchmarks/step_memory.py", "--rows", "64", "1024", "--plain"]
     printed = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
     print(printed)
-    ratios = [float(line.split()[-1]) for line in printed.splitlines() if line.strip().startswith("chunks of 8")]
-    assert ratios[0] == 1 and ratios[1] <= 1.25
+    ratios = [line.split()[-2:] for line in printed.splitlines() if line.strip().startswith("chunks of 8")]
+    assert float(ratios[1][1]) <= 1.25  # without the pictures themselves
