@@ -31,7 +31,7 @@ def main() -> None:
         checkpoint = alone(write_checkpoint, Path(folder) / "model")
         floor, _ = alone(peak_of_steps, checkpoint, CHUNK, CHUNK)
         print(
-            f"{'caching':>12} {'rows':>6} {'peak':>10} {'above floor':>12} {'inputs':>10} {'peak/first':>10} {'rest':>6}"
+            f"{'caching':>12} {'rows':>6} {'peak':>10} {'above floor':>12} {'inputs':>10} {'to first':>9} {'rest':>6}"
         )
         for name, chunk, sizes in ((f"chunks of {CHUNK}", CHUNK, arguments.rows), ("none", None, arguments.plain)):
             first = None
@@ -40,7 +40,7 @@ def main() -> None:
                 first = first or (peak, peak - inputs)
                 print(
                     f"{name:>12} {rows:>6,} {peak / 1e6:>7,.0f} MB {(peak - floor) / 1e6:>9,.0f} MB "
-                    f"{inputs / 1e6:>7,.0f} MB {peak / first[0]:>10.2f} {(peak - inputs) / first[1]:>6.2f}"
+                    f"{inputs / 1e6:>7,.0f} MB {peak / first[0]:>9.2f} {(peak - inputs) / first[1]:>6.2f}"
                 )
 
 

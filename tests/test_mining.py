@@ -16,7 +16,7 @@ from foreign import WARNINGS_ARE_ERRORS
 from mbeir import content
 from mine_on_ranks import MADE_BY, DrawnVectors, write_training_split
 from umarvel_hf.data import CANDIDATE_MODALITY, MODALITIES, MBeir, Task
-from umarvel_hf.mining import Candidates, Queries, inspect, mine, mine_benchmark
+from umarvel_hf.mining import Candidates, Queries, mine, mine_benchmark, show_lists
 from umarvel_hf.search import encode_store, search_store
 from vectors import unit_rows
 
@@ -272,11 +272,11 @@ def test_lists_of_different_lengths_are_refused():
 def test_a_list_is_shown_in_words(benchmark, mined):
     table = mined[0]["union"]
     one, other = (table[qid] for qid in table.qids[:2])
-    lines = inspect(table, benchmark, qids=[one.qid, other.qid], top=3).splitlines()
+    lines = show_lists(table, benchmark, qids=[one.qid, other.qid], top=3).splitlines()
     text = next(query.text for query in benchmark.train_queries() if query.qid == one.qid)
     assert lines[0].startswith(f"query {one.qid}") and text in lines[0]
     assert [line[0] for line in lines] == ["q", *"+" * len(one.positives), *"---q", *"+" * len(other.positives), *"---"]
     first = lines[1 + len(one.positives)]
     assert one.dids[0] in first and f"{one.scores[0]:.4f}" in first
     with pytest.raises(KeyError, match="'0:none' is not among the 192"):
-        inspect(table, benchmark, qids=["0:none"])
+        show_lists(table, benchmark, qids=["0:none"])

@@ -212,7 +212,7 @@ def test_stages_hand_on_what_they_found(whole, benchmark):
     assert taught.qids == again.qids and 0 < len(again) < 36
     for one in taught:
         assert one.teacher_scores == pytest.approx(one.scores[:5] + 0.5 * one.answers)
-    assert sorted(path.name for path in (whole / "run/4-hard/mined").iterdir()) == ["epoch-0", "epoch-1"]
+    assert [path.name for path in (whole / "run/4-hard/mined").iterdir()] == ["epoch-1"]
 
 
 def test_a_run_killed_once_in_every_training_ends_alike(whole, benchmark, tmp_path, monkeypatch):

@@ -26,14 +26,15 @@ class Rows(Protocol):
 class HardNegativeMining(TrainerCallback):
     """Mines anew as epochs begin and hands the tables to the rows, before the first batch of the epoch is made.
 
-    The training goes on as if nothing had happened: modes and random states are put back. A run that is continued in
-    the middle of an epoch takes the tables that it was begun with from the disk.
+    Until it first does, the rows keep the tables that they were made with. The training goes on as if nothing had
+    happened: modes and random states are put back. A run that is continued in the middle of an epoch takes the tables
+    that it was begun with from the disk.
 
     Args:
         remine: From the model and a folder to the tables by pool, each written as ``<pool>.parquet`` in the folder.
         rows: What the trainer reads.
         out: The tables go to ``out/epoch-<n>``.
-        every_epochs: 2 mines at the epochs 0, 2, 4…
+        every_epochs: 2 mines when the epochs 2, 4, 6… begin, counted from 0.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class HardNegativeMining(TrainerCallback):
         """Mine, if it is time to, or open what was mined for an epoch that is gone on with."""
         now = state.epoch or 0.0
         epoch = int(now) // self._every * self._every
-        if epoch == self._used:
+        if epoch in (0, self._used):
             return
         folder = self._out / f"epoch-{epoch}"
         if now > epoch:

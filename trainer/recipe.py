@@ -193,12 +193,15 @@ class Score(Stage):
     """Teacher scores for mined lists: ``cosine + weight · P(Yes)`` (recipe.md §7.5).
 
     Args:
+        top: Candidates of a list that are judged.
+        fit_top: Candidates of a validation query that are judged to fit the weight.
         weight: None: fitted on the part of the validation split that ``evaluation`` names, or its defaults.
     """
 
     table: str
     reranker: str
     top: int = 50
+    fit_top: int = 20
     weight: float | None = None
     batch_size: int = 32
 

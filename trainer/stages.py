@@ -234,7 +234,7 @@ def _score(stage: Score, folder: Path, context: Context) -> dict[str, Any]:
         part = Slice(
             context.data, queries_per_task=sizes.queries_per_task, candidates_per_task=sizes.candidates_per_task
         )
-        fusion = fit_fusion(encoder, reranker, part, top=stage.top, name=stage.reranker)
+        fusion = fit_fusion(encoder, reranker, part, top=stage.fit_top, name=stage.reranker)
         fusion.save(folder / "fusion.json")
         weight, record = fusion.weight, {"validation_by_weight": fusion.curve}
     table = score_table(

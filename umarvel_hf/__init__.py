@@ -18,7 +18,7 @@ if _typing.TYPE_CHECKING:
     from umarvel_hf.evaluation.results import Result
     from umarvel_hf.index import FlatIndex, Hit, build_index, retrieve
     from umarvel_hf.messages import ItemError
-    from umarvel_hf.mining import mine_benchmark
+    from umarvel_hf.mining import mine_benchmark, show_lists
     from umarvel_hf.negatives import Filters, NegativeTable, Strategy
     from umarvel_hf.report import write_report
     from umarvel_hf.reranker_checkpoint import new_reranker
@@ -86,6 +86,7 @@ __all__ = [
     "new_reranker",
     "retrieve",
     "score_table",
+    "show_lists",
     "train",
     "train_reranker",
     "write_report",
@@ -102,7 +103,7 @@ _MODULES = {
     "evaluation.results": ("Result",),
     "index": ("FlatIndex", "Hit", "build_index", "retrieve"),
     "messages": ("ItemError",),
-    "mining": ("mine_benchmark",),
+    "mining": ("mine_benchmark", "show_lists"),
     "negatives": ("Filters", "NegativeTable", "Strategy"),
     "report": ("write_report",),
     "reranker_checkpoint": ("new_reranker",),

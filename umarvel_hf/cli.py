@@ -104,7 +104,7 @@ def mine(
     from umarvel_hf.data import MBeir
     from umarvel_hf.emoji import benchmark_dir
     from umarvel_hf.encoding import load
-    from umarvel_hf.mining import inspect, mine_benchmark
+    from umarvel_hf.mining import mine_benchmark, show_lists
     from umarvel_hf.negatives import NegativeTable
 
     if (model is None) == (table is None):
@@ -120,7 +120,7 @@ def mine(
         )  # fmt: skip
     for name, lists in tables.items():
         print(f"{name}: {len(lists):,} lists" + (f" in {out / name}.parquet" if table is None else ""))
-        print(inspect(lists, benchmark, qids=qids or lists.qids[:show]))
+        print(show_lists(lists, benchmark, qids=qids or lists.qids[:show]))
 
 
 def search(

@@ -197,7 +197,7 @@ def mine_benchmark(
     )
 
 
-def inspect(table: NegativeTable, benchmark: MBeir, *, qids: Sequence[str], top: int = 10) -> str:
+def show_lists(table: NegativeTable, benchmark: MBeir, *, qids: Sequence[str], top: int = 10) -> str:
     """What was mined for some queries, in words: their right answers (+) and best candidates (-)."""
     asked, pool = {query.qid: query for query in benchmark.train_queries()}, benchmark.union_pool("train")
     lines = []

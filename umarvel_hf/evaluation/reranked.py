@@ -47,15 +47,23 @@ def fit_fusion(
     ones the smallest.
 
     Args:
-        top: Candidates of each list that the re-ranker judges, at most 50.
+        top: Candidates of each list that the re-ranker judges, at most 50, and more than the tasks' metrics count.
         name: The re-ranker's, to be stored with the weight.
+
+    Raises:
+        ValueError: ``top`` is out of range; to order five candidates anew changes no R@5.
     """
-    if not 1 <= top <= DEPTH:
-        raise ValueError(f"top is {top}; the re-ranker judges 1 to {DEPTH} candidates a query.")
+    chosen = choose_tasks(benchmark, suite, tasks, split)
+    counted = max(int(own_metric(task).partition("@")[2]) for task in chosen)
+    if not counted < top <= DEPTH:
+        raise ValueError(
+            f"top is {top}; let the re-ranker judge {counted + 1} to {DEPTH} candidates a query, more than the first "
+            f"{counted} that the tasks' metrics count, whose order changes nothing."
+        )
     retrieval = retrieve_all(
         encoder,
         benchmark,
-        tasks=choose_tasks(benchmark, suite, tasks, split),
+        tasks=chosen,
         split=split,
         pools=["local"],
         prompting=Prompting(gold_modality=gold_modality),
