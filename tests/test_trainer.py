@@ -21,7 +21,7 @@ from umarvel_hf.encoding import load
 from umarvel_hf.modeling.modeling_umarvel import UMarvelModel
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
 from umarvel_hf.trainer.losses import DistillKL, NotFinite, similarity_of
-from umarvel_hf.trainer.trainer import UMarvelTrainer
+from umarvel_hf.trainer.trainer import PictureCollator, UMarvelTrainer
 
 INSTRUCTION = "Find an image that matches the given text."
 DECODER_LAYERS = r".*layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
@@ -206,7 +206,9 @@ def test_a_loss_that_is_not_a_number_stops_the_training_before_a_weight_moves(ch
 
 
 @pytest.mark.parametrize("cast", [False, True], ids=["loaded", "cast"])
-def test_the_temperature_of_a_bfloat16_model_is_trained_and_saved_in_float32(checkpoint, tmp_path, labelled, cast):
+def test_the_temperature_of_a_bfloat16_model_is_trained_and_saved_in_float32(
+    checkpoint, tmp_path, labelled, cast, caplog
+):
     model = load(checkpoint).to(torch.bfloat16) if cast else load(checkpoint, model_kwargs={"dtype": torch.bfloat16})
     start = similarity_of(model).log_temperature.item()
     # Adam's steps are as long as the rate; bfloat16 knows no number between -3 and -2.984.
@@ -214,8 +216,30 @@ def test_the_temperature_of_a_bfloat16_model_is_trained_and_saved_in_float32(che
     trained = similarity_of(model).log_temperature
     assert trained.dtype == torch.float32 and 0 < abs(trained.item() - start) < 4e-4
     assert next(model.parameters()).dtype == torch.bfloat16
+    assert "Weights of torch.bfloat16 are trained, in which small steps are lost" in caplog.text
     model.save_pretrained(tmp_path / "trained")
     assert similarity_of(load(tmp_path / "trained")).log_temperature.item() == trained.item()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_that_are_held_in_half_precision_change_no_weight_of_a_training_in_it(
+    checkpoints, rows, tmp_path, family, monkeypatch
+):
+    held = []
+    collate = PictureCollator.__call__
+
+    def remembered(self, features):
+        batch = collate(self, features)
+        held.append(next(value.dtype for name, value in batch.items() if name.endswith("pixel_values")))
+        return batch
+
+    monkeypatch.setattr(PictureCollator, "__call__", remembered)
+    half = train(load(checkpoints(family)), rows, tmp_path, max_steps=2, bf16=True).model
+    monkeypatch.setattr("umarvel_hf.trainer.trainer.PRECISIONS", {})
+    whole = train(load(checkpoints(family)), rows, tmp_path, max_steps=2, bf16=True).model
+    assert set(held) == {torch.bfloat16, torch.float32} and held[0] != held[-1]
+    known = dict(whole.named_parameters())
+    assert [name for name, weight in half.named_parameters() if not torch.equal(weight, known[name])] == []
 
 
 def adapted(checkpoint, rows, out, **settings):

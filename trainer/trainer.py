@@ -1,17 +1,44 @@
 """The trainer: Sentence Transformers' own, with a temperature that the model holds and all ranks agree on."""
 
+import logging
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from umarvel_hf.trainer.adapters import ResumesAdapters
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
 from umarvel_hf.trainer.losses import EmbeddingLoss, InfoNCE, similarity_of
+
+logger = logging.getLogger(__name__)
+PIXELS = ("pixel_values", "pixel_values_videos")
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class PictureCollator(SentenceTransformerDataCollator):
+    """The host's, which holds the pictures of a batch in the precision that the vision tower computes in.
+
+    The first layer rounds them to it anyway, and a batch of pictures takes half the memory.
+
+    Args:
+        dtype: None: as the processor gives them.
+    """
+
+    dtype: torch.dtype | None = None
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Collate rows, see the host."""
+        batch: dict[str, Any] = super().__call__(features)
+        if self.dtype is not None:
+            batch |= {name: value.to(self.dtype) for name, value in batch.items() if name.endswith(PIXELS)}
+        return batch
 
 
 class UMarvelTrainer(ResumesAdapters, SentenceTransformerTrainer):  # type: ignore[misc]  # one argument, as the host's
@@ -32,6 +59,7 @@ class UMarvelTrainer(ResumesAdapters, SentenceTransformerTrainer):  # type: igno
     """
 
     training_args_class = UMarvelTrainingArguments
+    data_collator_class = PictureCollator
     args: UMarvelTrainingArguments
 
     def __init__(
@@ -45,12 +73,23 @@ class UMarvelTrainer(ResumesAdapters, SentenceTransformerTrainer):  # type: igno
                     "such weights, and the temperature is a number that nothing splits. Launch with "
                     "recipes/accelerate/ddp.yaml; mini_batch_size, gradient_checkpointing and LoRA make a copy small."
                 )
+        if isinstance(self.data_collator, PictureCollator):
+            self.data_collator.dtype = PRECISIONS.get(self.accelerator.mixed_precision)
         similarity_of(self.model).float()  # whatever a model was cast to, steps of bfloat16 are too coarse for it
         temperatures = [parameter for parameter in similarity_of(self.model).parameters() if parameter.requires_grad]
         if self.args.temperature_learning_rate is not None and not temperatures:
             raise ValueError(
                 f"temperature_learning_rate is {self.args.temperature_learning_rate}, but the temperature is frozen. "
                 "With an adapter, pass modules_to_save=['similarity'] to LoraConfig."
+            )
+        coarse = {p.dtype for p in self.model.parameters() if p.requires_grad and p.is_floating_point()} - {
+            torch.float32
+        }
+        if coarse:
+            logger.warning(
+                "Weights of %s are trained, in which small steps are lost. Load the model with "
+                "model_kwargs={'dtype': 'float32'} and set bf16=True, or train an adapter.",
+                ", ".join(sorted(map(str, coarse))),
             )
         # The loss reads the temperature outside the wrapped forward, where DDP would wait for it in vain and, told not
         # to, would let it drift between ranks. So DDP leaves it out and its gradient is averaged by hand.
