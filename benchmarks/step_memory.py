@@ -4,8 +4,8 @@
     python benchmarks/step_memory.py --rows 32 64 --plain 32
 
 Every measurement is a process of its own that takes two optimiser steps of InfoNCE with one hard negative, in mixed
-precision on the CPU, on a Qwen2-VL of 9 million parameters with random weights and random pictures of 64 × 64 pixels beside a
-text, and reports its peak resident memory. The floor is such a process with a batch of one mini-batch.
+precision on the CPU, on a Qwen2-VL of 9 million parameters with random weights and random pictures of 64 × 64 pixels
+beside a text, and reports its peak resident memory. The floor is such a process with a batch of one mini-batch.
 
 With caching only one mini-batch of activations is held, but all of a batch's inputs, and accelerate fetches the next
 batch ahead: `inputs` is what these two take, a picture of 64 × 64 pixels 49 kB and one of 224 × 224 pixels 0.6 MB. They
@@ -75,8 +75,8 @@ def peak_of_steps(checkpoint: Path, rows: int, chunk: int | None) -> tuple[int, 
     numbers = Dataset.from_dict({name: list(range(2 * rows)) for name in columns}).with_transform(pictured)
     with tempfile.TemporaryDirectory() as folder:
         arguments = UMarvelTrainingArguments(
-            output_dir=folder, per_device_train_batch_size=rows, mini_batch_size=chunk, max_steps=2, use_cpu=True, bf16=True,
-            save_strategy="no", report_to="none", disable_tqdm=True,
+            output_dir=folder, per_device_train_batch_size=rows, mini_batch_size=chunk, max_steps=2, use_cpu=True,
+            bf16=True, save_strategy="no", report_to="none", disable_tqdm=True,
         )  # fmt: skip
         model = load(checkpoint, device="cpu")
         trainer = UMarvelTrainer(model=model, args=arguments, train_dataset=numbers)
