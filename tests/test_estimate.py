@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from colours import TINY_RECIPE, TRAINING, write_benchmark, write_training_split
+from umarvel_hf.cli import main
 from umarvel_hf.data import MBeir
 from umarvel_hf.trainer.estimate import describe
 from umarvel_hf.trainer.run import train
@@ -35,6 +36,12 @@ def recipe(tmp_path):
         return tmp_path / "plan.yaml"
 
     return write
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    (tmp_path / "nli.csv").write_text("sent0,sent1\na dog,an animal\na cat,an animal\n")
+    return tmp_path / "nli.csv"
 
 
 def table(told):
@@ -81,6 +88,14 @@ def test_more_memory_for_more_rows_at_a_time_and_less_for_adapters(recipe, bench
     assert many > 2 * memory(per_device_train_batch_size=128)
     assert memory(per_device_train_batch_size=512, mini_batch_size=8) < many / 4
     assert memory(per_device_train_batch_size=512, gradient_checkpointing=True) < many / 2
+
+
+def test_a_recipe_whose_data_are_elsewhere_is_told_as_far_as_it_can_be(recipe, tmp_path, capsys, pairs):
+    stages = [{"name": "pairs", "kind": "contrastive", "data": [{"nli": str(pairs)}], "training": TRAINING}, *STAGES]
+    assert main(["train", str(recipe(stages=stages, benchmark=str(tmp_path / "none"))), "--dry-run"]) == 0
+    told = table(capsys.readouterr().out)
+    assert told["pairs"][1] == "2"
+    assert told["first"][1:4] == ["not here", "6", "not here"] and told["hard"][1:4] == ["not here", "12", "5"]
 
 
 def test_a_bad_row_is_told_or_left_out_as_the_recipe_says(recipe, benchmark, tmp_path):

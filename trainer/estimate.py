@@ -20,6 +20,7 @@ from umarvel_hf.trainer.recipe import (
     Contrastive,
     Distill,
     HardNegatives,
+    Instructions,
     Mine,
     Recipe,
     Score,
@@ -63,6 +64,7 @@ def describe(
 
     Args:
         out: Folder of the run; what is there already is not estimated.
+        benchmark: None: rows of it are not counted.
 
     Raises:
         ValueError, FileNotFoundError: As :func:`read_recipe`.
@@ -108,11 +110,12 @@ def _rows_a_step(training: Mapping[str, Any]) -> int:
 
 def _count(stage: Training, context: Context) -> int | None:
     """Training rows; None where the data are not here."""
+    only_pairs = isinstance(stage, Contrastive) and not any(isinstance(one, Instructions) for one in stage.data)
+    if context.benchmark is None and not only_pairs:
+        return None
     try:
         if isinstance(stage, Contrastive):
             return sum(round(one.weight * len(source_of(one, context))) for one in stage.data)
-        if context.benchmark is None:
-            return None
         queries = len(context.data.train_queries())
     except OSError:
         return None

@@ -86,7 +86,9 @@ def train(*, recipe: str, out: Path | None, data: Path | None, max_steps: int | 
     from umarvel_hf.trainer.run import train
 
     plan = read_recipe(recipe)  # a misspelt one is refused before the benchmark is written
-    benchmark = MBeir(data or plan.benchmark or benchmark_dir()) if plan.needs_benchmark else None
+    root = data or plan.benchmark or benchmark_dir()
+    here = plan.needs_benchmark and not (dry_run and data is None and not Path(root).is_dir())
+    benchmark = MBeir(root) if here else None
     # A trial has a folder of its own: it is finished, and would stand in the way of the real run.
     name = Path(recipe).stem if max_steps is None else f"{Path(recipe).stem}-{max_steps}-steps"
     folder = out or Path("runs") / name
