@@ -242,10 +242,10 @@ def test_evaluate_reranks_with_a_weight_from_another_split(
             target.write_text(text)
     monkeypatch.setattr("umarvel_hf.reranking.load_reranker", lambda model: Favours())
     command = ("evaluate", checkpoint, "--data", data, "--tasks", "plain_task0", "--out", tmp_path / "out")
-    umarvel(*command, "--rerank", "my-reranker", "--top", 3)
+    umarvel(*command, "--rerank", "my-reranker", "--top", 7)
     result = Result.load(tmp_path / "out")
     assert "re-ranked" in result.systems
-    assert (result.fusion["split"], result.fusion["top"], result.fusion["reranker"]) == ("val", 3, "my-reranker")
+    assert (result.fusion["split"], result.fusion["top"], result.fusion["reranker"]) == ("val", 7, "my-reranker")
     again = umarvel(*command, "--rerank", "my-reranker", "--fusion", tmp_path / "out/fusion.json", "--json")
     assert json.loads(again)["fusion"] == result.fusion
     told = refused(*command, "--rerank", "my-reranker", "--fusion", tmp_path / "out/fusion.json", "--split", "val")

@@ -66,7 +66,8 @@ def train(recipe: str | Path, out: str | Path, *, benchmark: MBeir | None = None
         run.out.mkdir(parents=True, exist_ok=True)
         with whole_file(run.out / "recipe.yaml") as file:
             file.write(recipe_file(recipe).read_bytes())
-    return run.follow()
+    run.follow()
+    return Path(out) / "model"
 
 
 @dataclass
@@ -80,7 +81,7 @@ class _Run:
     ranks: PartialState = field(default_factory=lambda: PartialState(cpu=not torch.accelerator.is_available()))
     manifests: dict[str, Manifest] = field(default_factory=dict)
 
-    def follow(self) -> Path:
+    def follow(self) -> None:
         start = self._start()
         context = Context(
             self.recipe, self.benchmark, self.quarantine, self.max_steps, self.out, start=start, model=start
@@ -90,7 +91,6 @@ class _Run:
         if self.ranks.is_main_process:
             finish_model(context, self.out / "model", [manifest.record for manifest in self.manifests.values()])
         self.ranks.wait_for_everyone()
-        return self.out / "model"
 
     def _start(self) -> Path:
         """The checkpoint that the first stage starts from."""
