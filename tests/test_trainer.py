@@ -21,7 +21,7 @@ from umarvel_hf.encoding import load
 from umarvel_hf.modeling.modeling_umarvel import UMarvelModel
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
 from umarvel_hf.trainer.losses import DistillKL, NotFinite, similarity_of
-from umarvel_hf.trainer.trainer import PictureCollator, UMarvelTrainer
+from umarvel_hf.trainer.trainer import UMarvelTrainer
 
 INSTRUCTION = "Find an image that matches the given text."
 DECODER_LAYERS = r".*layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
@@ -225,21 +225,13 @@ def test_the_temperature_of_a_bfloat16_model_is_trained_and_saved_in_float32(
 def test_pictures_that_are_held_in_half_precision_change_no_weight_of_a_training_in_it(
     checkpoints, rows, tmp_path, family, monkeypatch
 ):
-    held = []
-    collate = PictureCollator.__call__
-
-    def remembered(self, features):
-        batch = collate(self, features)
-        held.append(next(value.dtype for name, value in batch.items() if name.endswith("pixel_values")))
-        return batch
-
-    monkeypatch.setattr(PictureCollator, "__call__", remembered)
-    half = train(load(checkpoints(family)), rows, tmp_path, max_steps=2, bf16=True).model
+    trainer = train(load(checkpoints(family)), rows, tmp_path, max_steps=2, bf16=True)
     monkeypatch.setattr("umarvel_hf.trainer.trainer.PRECISIONS", {})
-    whole = train(load(checkpoints(family)), rows, tmp_path, max_steps=2, bf16=True).model
-    assert set(held) == {torch.bfloat16, torch.float32} and held[0] != held[-1]
-    known = dict(whole.named_parameters())
-    assert [name for name, weight in half.named_parameters() if not torch.equal(weight, known[name])] == []
+    whole = train(load(checkpoints(family)), rows, tmp_path, max_steps=2, bf16=True)
+    held = [one.data_collator([rows[0]])["positive_pixel_values"].dtype for one in (trainer, whole)]
+    assert held == [torch.bfloat16, torch.float32]
+    known = dict(whole.model.named_parameters())
+    assert [name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, known[name])] == []
 
 
 def adapted(checkpoint, rows, out, **settings):

@@ -2,13 +2,13 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,28 +17,8 @@ from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
 from umarvel_hf.trainer.losses import EmbeddingLoss, InfoNCE, similarity_of
 
 logger = logging.getLogger(__name__)
-PIXELS = ("pixel_values", "pixel_values_videos")
+PIXELS = {"pixel_values", "pixel_values_videos"}
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass
-class PictureCollator(SentenceTransformerDataCollator):
-    """The host's, which holds the pictures of a batch in the precision that the vision tower computes in.
-
-    The first layer rounds them to it anyway, and a batch of pictures takes half the memory.
-
-    Args:
-        dtype: None: as the processor gives them.
-    """
-
-    dtype: torch.dtype | None = None
-
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """Collate rows, see the host."""
-        batch: dict[str, Any] = super().__call__(features)
-        if self.dtype is not None:
-            batch |= {name: value.to(self.dtype) for name, value in batch.items() if name.endswith(PIXELS)}
-        return batch
 
 
 class UMarvelTrainer(ResumesAdapters, SentenceTransformerTrainer):  # type: ignore[misc]  # one argument, as the host's
@@ -59,7 +39,6 @@ class UMarvelTrainer(ResumesAdapters, SentenceTransformerTrainer):  # type: igno
     """
 
     training_args_class = UMarvelTrainingArguments
-    data_collator_class = PictureCollator
     args: UMarvelTrainingArguments
 
     def __init__(
@@ -73,8 +52,9 @@ class UMarvelTrainer(ResumesAdapters, SentenceTransformerTrainer):  # type: igno
                     "such weights, and the temperature is a number that nothing splits. Launch with "
                     "recipes/accelerate/ddp.yaml; mini_batch_size, gradient_checkpointing and LoRA make a copy small."
                 )
-        if isinstance(self.data_collator, PictureCollator):
-            self.data_collator.dtype = PRECISIONS.get(self.accelerator.mixed_precision)
+        if precision := PRECISIONS.get(self.accelerator.mixed_precision):
+            preprocess = self.data_collator.preprocess_fn
+            self.data_collator.preprocess_fn = partial(with_pictures_in, precision, preprocess)
         similarity_of(self.model).float()  # whatever a model was cast to, steps of bfloat16 are too coarse for it
         temperatures = [parameter for parameter in similarity_of(self.model).parameters() if parameter.requires_grad]
         if self.args.temperature_learning_rate is not None and not temperatures:
@@ -127,6 +107,17 @@ class UMarvelTrainer(ResumesAdapters, SentenceTransformerTrainer):  # type: igno
         if negatives:
             logs["masked_share"] = round(masked / negatives, 6)
         return logs
+
+
+def with_pictures_in(precision: torch.dtype, preprocess: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What ``preprocess`` returns, with pictures in the precision that the vision tower computes in.
+
+    Its first layer would round them to it anyway; a batch of them takes half the memory.
+    """
+    features = preprocess(*args, **kwargs)
+    for name in PIXELS & features.keys():
+        features[name] = features[name].to(precision)
+    return features
 
 
 def average_over_ranks(gradient: Tensor) -> Tensor:
