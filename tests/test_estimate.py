@@ -40,7 +40,7 @@ def recipe(tmp_path):
 
 @pytest.fixture
 def pairs(tmp_path):
-    (tmp_path / "nli.csv").write_text("sent0,sent1\na dog,an animal\na cat,an animal\n")
+    (tmp_path / "nli.csv").write_text("sent0,sent1\n" + "a dog,an animal\na cat,an animal\n" * 4)
     return tmp_path / "nli.csv"
 
 
@@ -52,12 +52,12 @@ def table(told):
 def test_rows_and_steps_are_those_of_the_recipe(recipe, benchmark, tmp_path):
     rows, batch = 18, TRAINING["per_device_train_batch_size"]
     told = table(describe(recipe(), tmp_path / "run", benchmark=benchmark))
-    assert told["first"][:4] == ["Contrastive", f"{rows}", f"{batch}", f"{-(-2 * rows // batch)}"]
+    assert told["first"][:4] == ["Contrastive", f"{rows}", f"{batch}", f"{2 * (rows // batch)}"]
     assert told["mined"][:2] == ["Mine", "9"]
     assert told["hard"][:4] == ["HardNegatives", "9", f"{2 * batch}", "5"]
     assert not (tmp_path / "run").exists()
     two = table(describe(recipe(), tmp_path / "run", benchmark=benchmark, ranks=2))
-    assert two["first"][2:4] == [f"{2 * batch}", f"{-(-2 * rows // (2 * batch))}"]
+    assert two["first"][2:4] == [f"{2 * batch}", f"{2 * (rows // (2 * batch))}"]  # the rest fills no step
 
 
 def test_what_is_trained_is_what_the_trained_checkpoint_holds(recipe, benchmark, tmp_path):
@@ -78,7 +78,9 @@ def test_a_trial_is_told_as_it_would_run(recipe, benchmark, tmp_path):
     assert told["mined"][1] == "12" and told["hard"][2:4] == ["8", "2"]
 
 
-def test_more_memory_for_more_rows_at_a_time_and_less_for_adapters(recipe, benchmark, tmp_path):
+def test_more_memory_for_more_rows_at_a_time_and_less_for_adapters(recipe, tmp_path):
+    benchmark = MBeir(write_training_split(write_benchmark(tmp_path / "more"), repeats=30))
+
     def memory(**training):
         stage = {**STAGES[0], "training": {**TRAINING, **training}}
         told = describe(recipe(stages=[stage], start={"tiny": {}}), tmp_path / "run", benchmark=benchmark)
@@ -90,11 +92,17 @@ def test_more_memory_for_more_rows_at_a_time_and_less_for_adapters(recipe, bench
     assert memory(per_device_train_batch_size=512, gradient_checkpointing=True) < many / 2
 
 
+def test_a_batch_larger_than_the_data_is_refused(recipe, benchmark, tmp_path):
+    stage = {**STAGES[0], "training": {**TRAINING, "per_device_train_batch_size": 20}}
+    with pytest.raises(ValueError, match=r"stage 'first': 18 rows fill no batch of 20. Lower the batch size."):
+        describe(recipe(stages=[stage]), tmp_path / "run", benchmark=benchmark)
+
+
 def test_a_recipe_whose_data_are_elsewhere_is_told_as_far_as_it_can_be(recipe, tmp_path, capsys, pairs):
     stages = [{"name": "pairs", "kind": "contrastive", "data": [{"nli": str(pairs)}], "training": TRAINING}, *STAGES]
     assert main(["train", str(recipe(stages=stages, benchmark=str(tmp_path / "none"))), "--dry-run"]) == 0
     told = table(capsys.readouterr().out)
-    assert told["pairs"][1] == "2"
+    assert told["pairs"][1] == "8"
     assert told["first"][1:4] == ["not here", "6", "not here"] and told["hard"][1:4] == ["not here", "12", "5"]
 
 

@@ -24,6 +24,7 @@ from umarvel_hf.emoji import benchmark_dir
 from umarvel_hf.encoding import encode, load
 from umarvel_hf.fetch import Unreachable
 from umarvel_hf.negatives import NegativeTable
+from umarvel_hf.trainer.estimate import describe
 from umarvel_hf.trainer.recipe import Training
 from umarvel_hf.trainer.recipe_reader import read_recipe
 from umarvel_hf.trainer.run import train
@@ -342,6 +343,55 @@ def test_another_recipe_in_the_same_folder_is_refused_with_both_values(benchmark
     with pytest.raises(ValueError, match=r"1-instructions was begun with other settings: batches was 2 and is 3; .*"
                                          r"training.learning_rate was 0.002 and is 0.5"):  # fmt: skip
         train(recipe(stages=stages), tmp_path / "run", benchmark=benchmark, max_steps=1)
+
+
+def test_a_stage_that_runs_again_makes_the_model_anew(benchmark, recipe, tmp_path):
+    first = TINY_RECIPE["stages"][0]
+    stages = [first, {**first, "name": "second"}]
+    train(recipe(stages=stages), tmp_path / "run", benchmark=benchmark, max_steps=1)
+    before = weights(tmp_path / "run/model")
+    shutil.rmtree(tmp_path / "run/2-second")
+    stages[1] = {**stages[1], "training": {**TRAINING, "learning_rate": 0.01}}
+    train(recipe(stages=stages), tmp_path / "run", benchmark=benchmark, max_steps=1)
+    assert_same(weights(tmp_path / "run/model"), weights(tmp_path / "run/2-second/model"))
+    assert any(not torch.equal(before[name], weight) for name, weight in weights(tmp_path / "run/model").items())
+    train(recipe(stages=stages[:1]), tmp_path / "run", benchmark=benchmark, max_steps=1)
+    assert_same(weights(tmp_path / "run/model"), weights(tmp_path / "run/1-instructions/model"))
+
+
+def test_a_finished_stage_without_its_results_is_not_passed_over(benchmark, recipe, tmp_path):
+    train(recipe(), tmp_path / "run", benchmark=benchmark, max_steps=1)
+    shutil.rmtree(tmp_path / "run/1-instructions/model")
+    with pytest.raises(FileNotFoundError, match=r"Stage instructions is finished, but .*model/config.json is gone"):
+        train(recipe(), tmp_path / "run", benchmark=benchmark, max_steps=1)
+
+
+@pytest.mark.parametrize("name", ["start", "1-instructions", "model"])
+def test_files_of_others_in_the_folder_of_a_run_are_left_alone(benchmark, recipe, tmp_path, name):
+    (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "run" / name / "precious").write_text("mine")
+    with pytest.raises(FileExistsError, match=rf"run/{name}.* is left alone\. Name another --out"):
+        train(recipe(), tmp_path / "run", benchmark=benchmark, max_steps=1)
+    assert [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()] == ["precious"]
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_runs(benchmark, recipe, tmp_path):
+    path = recipe(evaluation={"queries_per_task": 2, "candidates_per_task": 4})
+    for call in (train, describe):
+        with pytest.raises(FileNotFoundError, match=r"query/val holds no .*_val.jsonl"):
+            call(path, tmp_path / "run", benchmark=benchmark)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_later_stage_that_changed_is_refused_before_an_earlier_one_runs(benchmark, recipe, tmp_path):
+    first = TINY_RECIPE["stages"][0]
+    train(recipe(stages=[first, {**first, "name": "second"}]), tmp_path / "run", benchmark=benchmark, max_steps=1)
+    known = (tmp_path / "run/recipe.yaml").read_bytes()
+    shutil.rmtree(tmp_path / "run/1-instructions")
+    changed = {**first, "name": "second", "symmetric": True}
+    with pytest.raises(ValueError, match=r"2-second was begun with other settings: symmetric was false and is true"):
+        train(recipe(stages=[first, changed]), tmp_path / "run", benchmark=benchmark, max_steps=1)
+    assert not (tmp_path / "run/1-instructions").exists() and (tmp_path / "run/recipe.yaml").read_bytes() == known
 
 
 def test_what_shapes_no_weight_may_change(benchmark, recipe, tmp_path):

@@ -19,15 +19,18 @@ from umarvel_hf.trainer.quarantine import Quarantine
 from umarvel_hf.trainer.recipe import (
     Contrastive,
     Distill,
+    Embedding,
     HardNegatives,
     Instructions,
     Mine,
     Recipe,
+    Reranker,
     Score,
     Stage,
     Training,
 )
 from umarvel_hf.trainer.recipe_reader import read_recipe
+from umarvel_hf.trainer.run import check_splits
 from umarvel_hf.trainer.stages import Context, source_of
 from umarvel_hf.trainer.views import Screened, Trial
 
@@ -70,6 +73,7 @@ def describe(
         ValueError, FileNotFoundError: As :func:`read_recipe`.
     """
     plan = read_recipe(recipe)
+    check_splits(plan, benchmark)
     size = _size(plan, out / "start" / "model")
     lines = [["stage", "kind", "rows", "rows a step", "steps", "trained", "memory a device"]]
     with TemporaryDirectory() as folder:
@@ -92,7 +96,12 @@ def _cells(stage: Stage, context: Context, size: Size | None, ranks: int) -> lis
     epochs = training.get("num_train_epochs", 3)
     steps = max(training.get("max_steps", 0), 0)
     if not steps and rows is not None:
-        steps = math.ceil(rows / step * epochs)
+        # An embedder's batches are all full, the re-ranker's last one need not be.
+        in_epoch = math.ceil(rows / step) if isinstance(stage, Reranker) else rows // step
+        steps = math.ceil(in_epoch * epochs)
+    batch = training.get("per_device_train_batch_size", 8) * ranks
+    if rows is not None and isinstance(stage, Embedding) and rows < batch:
+        raise ValueError(f"stage {stage.name!r}: {rows:,} rows fill no batch of {batch:,}. Lower the batch size.")
     trained = f"{size.trained(stage.lora):,}" if size else UNKNOWN
     memory = f"{_memory(stage, training, size) / 2**30:,.1f} GiB" if size else UNKNOWN
     return [

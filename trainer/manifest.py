@@ -44,9 +44,15 @@ def begin(folder: Path, facts: dict[str, str]) -> Manifest:
 
     Raises:
         ValueError: The stage was begun with other settings or inputs; every difference is named.
+        FileExistsError: ``folder`` holds files that are of no run.
     """
     path = folder / NAME
     if not path.is_file():
+        if foreign := [one.name for one in folder.glob("*") if not one.name.startswith(NAME)]:
+            raise FileExistsError(
+                f"{folder} holds {foreign[0]!r} and no {NAME}, so it is of no run and is left alone. Name another "
+                "--out, or remove it."
+            )
         return Manifest(facts)
     try:
         manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))

@@ -19,7 +19,7 @@ from umarvel_hf.trainer.manifest import Manifest, begin, checksum, flat
 from umarvel_hf.trainer.quarantine import Quarantine
 from umarvel_hf.trainer.recipe import Contrastive, Recipe, Score, Stage
 from umarvel_hf.trainer.recipe_reader import read_recipe, recipe_file
-from umarvel_hf.trainer.stages import Context, finish_model, input_files, run_stage
+from umarvel_hf.trainer.stages import Context, finish_model, input_files, missing_results, run_stage
 from umarvel_hf.trainer.views import Screened, Trial
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ WEIGHTLESS = (
     *("logging_", "log_", "save_", "eval_", "hub_", "push_to_hub", "report_to", "run_name", "disable_tqdm"),
     *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory"),
 )
+
+MODEL_FACTS = "model.json"  # what ``model`` was made of
 
 
 def train(recipe: str | Path, out: str | Path, *, benchmark: MBeir | None = None, max_steps: int | None = None) -> Path:
@@ -62,12 +64,19 @@ def train(recipe: str | Path, out: str | Path, *, benchmark: MBeir | None = None
         benchmark = Screened(benchmark, quarantine)
     # Absolute: adapters note where their base is, and a run may be continued from another folder.
     run = _Run(plan, benchmark, quarantine, Path(out).absolute(), max_steps)
+    run.begin()
     if run.ranks.is_main_process:
-        run.out.mkdir(parents=True, exist_ok=True)
         with whole_file(run.out / "recipe.yaml") as file:
             file.write(recipe_file(recipe).read_bytes())
     run.follow()
     return Path(out) / "model"
+
+
+def check_splits(recipe: Recipe, benchmark: MBeir | None) -> None:
+    """Raise FileNotFoundError where a split is not there that a recipe measures on."""
+    if recipe.evaluation is not None and benchmark is not None:
+        for split in ("val", "test") if _asks_for_test(recipe) else ("val",):
+            benchmark.tasks(split)
 
 
 @dataclass
@@ -81,24 +90,45 @@ class _Run:
     ranks: PartialState = field(default_factory=lambda: PartialState(cpu=not torch.accelerator.is_available()))
     manifests: dict[str, Manifest] = field(default_factory=dict)
 
+    def begin(self) -> None:
+        """Read the manifests of all stages and refuse what does not fit before anything runs."""
+        check_splits(self.recipe, self.benchmark)
+        start = self.recipe.start
+        facts = {**flat(start, "start"), "seed": str(self.recipe.seed), "max_pixels": str(self.recipe.max_pixels)}
+        if start.tiny is not None:
+            facts |= self._inputs(None)
+        self.manifests["start"] = begin(self.out / "start", facts)
+        for stage, folder in self._folders:
+            self.manifests[stage.name] = manifest = begin(folder, self._facts(stage))
+            if manifest.finished and (gone := missing_results(stage, folder, manifest.record)):
+                raise FileNotFoundError(
+                    f"Stage {stage.name} is finished, but {gone} is gone. Put it back, or remove {folder} and what "
+                    "came after it to run them anew."
+                )
+        if (self.out / "model").exists() and not (self.out / MODEL_FACTS).is_file():
+            raise FileExistsError(f"{self.out / 'model'} is not of this run and is left alone. Name another --out.")
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.ranks.wait_for_everyone()
+
     def follow(self) -> None:
+        """Run what is not finished."""
         start = self._start()
         context = Context(
             self.recipe, self.benchmark, self.quarantine, self.max_steps, self.out, start=start, model=start
         )
-        for number, stage in enumerate(self.recipe.stages, start=1):
-            self._stage(stage, self.out / f"{number}-{stage.name}", context)
+        for stage, folder in self._folders:
+            self._stage(stage, folder, context)
         if self.ranks.is_main_process:
-            finish_model(context, self.out / "model", [manifest.record for manifest in self.manifests.values()])
+            self._finish(context)
         self.ranks.wait_for_everyone()
+
+    @property
+    def _folders(self) -> list[tuple[Stage, Path]]:
+        return [(stage, self.out / f"{at}-{stage.name}") for at, stage in enumerate(self.recipe.stages, start=1)]
 
     def _start(self) -> Path:
         """The checkpoint that the first stage starts from."""
-        start, folder = self.recipe.start, self.out / "start"
-        facts = {**flat(start, "start"), "seed": str(self.recipe.seed), "max_pixels": str(self.recipe.max_pixels)}
-        if start.tiny is not None:
-            facts |= self._inputs(None)
-        self.manifests["start"] = manifest = begin(folder, facts)
+        folder, manifest = self.out / "start", self.manifests["start"]
         if not manifest.finished and self.ranks.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)  # cut short
             manifest.save(folder)
@@ -107,6 +137,19 @@ class _Run:
             manifest.save(folder)
         self.ranks.wait_for_everyone()
         return folder / "model"
+
+    def _finish(self, context: Context) -> None:
+        """Leave ``model``, unless it is of these very stages."""
+        model, path = self.out / "model", self.out / MODEL_FACTS
+        facts = {name: {"digest": one.digest, "record": one.record} for name, one in self.manifests.items()}
+        now = json.dumps({"recipe": self.recipe.name, "test": _asks_for_test(self.recipe), "stages": facts}).encode()
+        if model.is_dir() and path.read_bytes() == now:
+            return
+        unfinished = finish_model(context, self.out / "model.unfinished")
+        shutil.rmtree(model, ignore_errors=True)
+        with whole_file(path) as file:
+            file.write(now)
+        unfinished.rename(model)
 
     def _write_start(self, folder: Path) -> None:
         start, max_pixels = self.recipe.start, self.recipe.max_pixels
@@ -134,7 +177,7 @@ class _Run:
         return start.model
 
     def _stage(self, stage: Stage, folder: Path, context: Context) -> None:
-        self.manifests[stage.name] = manifest = begin(folder, self._facts(stage))
+        manifest = self.manifests[stage.name]
         if manifest.finished:
             logger.info("stage %s is finished", stage.name)
         else:
@@ -171,15 +214,20 @@ class _Run:
         facts = {name: value for name, value in facts.items() if not name.startswith(shapeless)}
         facts |= {"seed": str(self.recipe.seed), "max_steps": str(self.max_steps), **self._inputs(stage)}
         facts |= {f"from {name}": manifest.digest for name, manifest in self.manifests.items()}
-        if isinstance(stage, Score):
-            facts |= flat(self.recipe.evaluation, "evaluation")
+        sizes = self.recipe.evaluation
+        if isinstance(stage, Score) and stage.weight is None and sizes is not None:  # which fit the weight
+            facts |= {"queries_per_task": str(sizes.queries_per_task), "candidates": str(sizes.candidates_per_task)}
         return facts
 
     def _inputs(self, stage: Stage | None) -> dict[str, str]:
         """Checksums of the files that a stage reads; pictures count by their paths in these."""
-        return {f"input {path}": checksum(path) for path in input_files(stage, self.benchmark)}
+        return {f"input {name}": checksum(path) for name, path in input_files(stage, self.benchmark).items()}
 
     def _write_history(self) -> None:
         lines = [json.dumps(one.record, ensure_ascii=False) + "\n" for one in self.manifests.values() if one.record]
         with whole_file(self.out / "history.jsonl") as file:
             file.write("".join(lines).encode())
+
+
+def _asks_for_test(recipe: Recipe) -> bool:
+    return recipe.evaluation is not None and recipe.evaluation.test

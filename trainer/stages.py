@@ -116,14 +116,23 @@ class Context:
         return {path.stem: NegativeTable.open(path) for path in sorted(self.folders[name].glob("*.parquet"))}
 
 
-def input_files(stage: Stage | None, benchmark: MBeir | None) -> list[Path]:
-    """The files that a stage reads, besides what earlier stages left; None: the start."""
+def input_files(stage: Stage | None, benchmark: MBeir | None) -> dict[str, Path]:
+    """The files that a stage reads, besides what earlier stages left, by what a recipe calls them; None: the start."""
     data: Sequence[Data] = getattr(stage, "data", ())
-    named = [one.nli for one in data if isinstance(one, Nli) and one.nli != "snli"]
-    named += [one.captions for one in data if isinstance(one, Captions)]
+    named = {one.nli: Path(one.nli) for one in data if isinstance(one, Nli) and one.nli != "snli"}
+    named |= {one.captions: Path(one.captions) for one in data if isinstance(one, Captions)}
     only_pairs = isinstance(stage, Contrastive) and not any(isinstance(one, Instructions) for one in data)
-    of_benchmark = [] if benchmark is None or only_pairs else [benchmark.root / name for name in TRAIN_FILES]
-    return [*map(Path, named), *of_benchmark]
+    if benchmark is None or only_pairs:
+        return named
+    return named | {name: benchmark.root / name for name in TRAIN_FILES}
+
+
+def missing_results(stage: Stage, folder: Path, record: Mapping[str, Any]) -> Path | None:
+    """The first result of a finished stage that is not in its folder."""
+    results = ["model/config.json"] if isinstance(stage, Training) and "left_out" not in record else []
+    if isinstance(stage, Mine | Score):
+        results = [f"{pool}.parquet" for pool in (stage.pools if isinstance(stage, Mine) else ["local"])]
+    return next((folder / name for name in results if not (folder / name).is_file()), None)
 
 
 def run_stage(stage: Stage, folder: Path, context: Context) -> dict[str, Any]:
@@ -383,16 +392,16 @@ def _device() -> str:
     return str(PartialState().device)
 
 
-def finish_model(context: Context, out: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """Copy the last embedder to ``out`` with a card that tells its stages and, if the recipe asks, its test scores."""
-    if out.is_dir():
-        logger.info("%s is finished; remove it to measure again.", out)
-        return
-    unfinished = out.with_name(f"{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(context.model, unfinished)
+def finish_model(context: Context, out: Path) -> Path:
+    """Copy the last embedder to ``out`` with a card that tells its stages and, if the recipe asks, its test scores.
+
+    The test scores go to ``result.json`` beside it.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(context.model, out)
+    out.with_name("result.json").unlink(missing_ok=True)  # of other weights
     recipe, table = context.recipe, "not measured\n"
-    model = load(str(unfinished), device=_device())
+    model = load(str(out), device=_device())
     if recipe.evaluation is not None and recipe.evaluation.test:
         settings = {"model": recipe.name, "command": f"umarvel train {recipe.name}"}
         result = evaluate_benchmark(model, context.data, settings=settings)
@@ -407,5 +416,5 @@ def finish_model(context: Context, out: Path, history: Sequence[Mapping[str, Any
         made_by=f"umarvel train {recipe.name}",
         notes=notes.format(recipe=(out.parent / "recipe.yaml").read_text(encoding="utf-8"), table=table),
     )
-    (unfinished / "README.md").write_text(card, encoding="utf-8")
-    unfinished.rename(out)
+    (out / "README.md").write_text(card, encoding="utf-8")
+    return out
