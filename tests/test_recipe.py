@@ -135,6 +135,8 @@ def test_a_recipe_of_ones_own_pairs_needs_no_benchmark(recipe):
         ({"stages": []}, r"stages is \[\]; it must be a list of at least one"),
         ({"stages": [{"kind": "train"}]}, r"stages\[0\]: kind is 'train'; it must be one of contrastive, mine"),
         ({"stages": "long"}, "stages is 'long'; it must be a list"),
+        ({"seed": -1}, r"tiny.yaml: seed is -1; give a whole number from 0"),
+        ({"evaluation": {"queries_per_task": 0}}, "evaluation: queries_per_task is 0, .*; give at least 1"),
     ],
 )
 def test_a_key_that_no_one_reads_is_refused(recipe, changed, message):
@@ -165,6 +167,32 @@ def test_a_key_that_no_one_reads_is_refused(recipe, changed, message):
         ("hard.negatives.wrong_modality", 6, "wrong_modality is 6, but only 5 come from the union pool"),
         ("hard.negatives.strategy", "top", "strategy is 'top', window .*; a window belongs to"),
         ("hard.negatives", {"table": "mined", "local": 2, "strategy": "random"}, "random draws from the whole"),
+        (
+            "hard.negatives.tasks",
+            {"1 task 0": {"strat": "top"}},
+            "negatives.tasks: '1 task 0': .*strat.*; write DATA SET",
+        ),
+        ("hard.negatives.tasks", {"dogs": {"strategy": "top"}}, "negatives.tasks: 'dogs': .*; write DATA SET task NUM"),
+        ("hard.negatives.tasks", {"1 task 0": {"strategy": "worst"}}, "'1 task 0': strategy is 'worst'; choose top"),
+        ("texts.training.optim", "foo", "training: optim is 'foo'; it must be one of .*adamw_torch"),
+        ("texts.training.lr_scheduler_type", "foo", "lr_scheduler_type is 'foo'; it must be one of linear, cosine"),
+        ("texts.training.save_strategy", "foo", "save_strategy is 'foo'; it must be one of no, steps, epoch"),
+        ("texts.training.learning_rate", float("nan"), "learning_rate is nan; it must be a number from 0"),
+        ("texts.training.learning_rate", "fast", "learning_rate is 'fast'; it must be a number from 0"),
+        ("texts.training.per_device_train_batch_size", 0, "per_device_train_batch_size is 0; it must be a whole num"),
+        ("texts.training.per_device_train_batch_size", "6", "per_device_train_batch_size is '6'; it must be a whole"),
+        ("texts.training.gradient_accumulation_steps", 0, "gradient_accumulation_steps is 0; it must be a whole num"),
+        ("texts.training.num_train_epochs", 0, "num_train_epochs is 0; it must be a number above 0"),
+        ("texts.training.max_steps", 2.5, "max_steps is 2.5; it must be a whole number from 1"),
+        ("texts.lora", {"r": 0, "alpha": 8}, "lora: r is 0, dropout 0.05; give at least 1"),
+        ("texts.augmentation", {"shft": 1.0}, "augmentation: .*shft"),
+        ("texts.data", [{"nli": "a"}, {"nli": "b"}], r"data: several data sets are called \['nli'\]; join or rename"),
+        ("texts.data", [{"captions": "x/c.csv"}, {"captions": "y/c.csv"}], r"several data sets are called \['c'\]"),
+        ("texts.data", [{"mbeir": "all"}, {"mbeir": ["1 task 0"]}], "mbeir is given as 'all' and by groups"),
+        ("texts.data", [{"nli": "a", "weight": 0.0}], "data: weight is 0.0; give a number above 0"),
+        ("hard.remine_every_epochs", 0, "remine_every_epochs is 0; give at least 1"),
+        ("judge.max_text_tokens", 0, "max_text_tokens is 0; give at least 1"),
+        ("distilled.infonce_weight", -1.0, "infonce_weight is -1.0; give a number from 0"),
         ("hard.negatives.filters", {"veto": 0.5}, "filters.veto asks a re-ranker's answers, which stage 'mined' has"),
         ("hard.remine_every_steps", 3, "remine_every_epochs and remine_every_steps are both given"),
         ("judge.table", "taught", "table 'taught' is no earlier stage of kind mine; earlier are"),
@@ -179,6 +207,14 @@ def test_a_key_that_no_one_reads_is_refused(recipe, changed, message):
 def test_stages_that_do_not_fit_together_are_refused_by_name(stages, path, value, message):
     with pytest.raises(ValueError, match=message):
         read_recipe(stages(path, value))
+
+
+def test_a_key_that_stands_twice_is_refused_and_one_that_overrides_a_merged_one_is_not(recipe):
+    path = recipe()
+    path.write_text(path.read_text() + "seed: 99\n")
+    with pytest.raises(ValueError, match=r"tiny.yaml is not YAML \(\['seed'\] stand twice in one mapping.* line \d+"):
+        read_recipe(path)
+    assert read_recipe("emoji-full").stage("hard").training["per_device_train_batch_size"] == 32
 
 
 def test_a_file_that_is_no_recipe_is_refused(tmp_path):

@@ -44,6 +44,10 @@ class Lora:
     dropout: float = 0.05
     projector: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.r < 1 or not 0 <= self.dropout < 1:
+            raise ValueError(f"r is {self.r}, dropout {self.dropout}; give at least 1, and from 0 to below 1.")
+
 
 def add_lora(
     model: SentenceTransformer | CrossEncoder, lora: Lora, *, train_temperature: bool = False, seed: int = 0

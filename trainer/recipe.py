@@ -42,6 +42,13 @@ class Evaluation:
     candidates_per_task: int = 1000
     test: bool = False
 
+    def __post_init__(self) -> None:
+        if min(self.queries_per_task, self.candidates_per_task) < 1:
+            raise ValueError(
+                f"queries_per_task is {self.queries_per_task}, candidates_per_task {self.candidates_per_task}; give at "
+                "least 1."
+            )
+
 
 @dataclass(frozen=True)
 class Nli:
@@ -249,6 +256,10 @@ class Recipe:
     max_pixels: int | None = None
     bad_rows: Literal["stop", "quarantine"] = "stop"
     evaluation: Evaluation | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}; give a whole number from 0 to below 2**32.")
 
     @property
     def needs_benchmark(self) -> bool:

@@ -1,18 +1,29 @@
 """What cannot run is refused by name before anything runs: settings of a recipe that do not fit together."""
 
 import dataclasses
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sentence_transformers.cross_encoder import CrossEncoderTrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+from transformers.training_args import OptimizerNames
 
+from umarvel_hf.negatives import Strategy
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
+from umarvel_hf.trainer.augmentation import Augmentation
 from umarvel_hf.trainer.recipe import (
+    Captions,
+    Contrastive,
+    Data,
     Distill,
     Embedding,
     HardNegatives,
     Mine,
+    Nli,
     Recipe,
     Reranker,
     Score,
@@ -20,6 +31,44 @@ from umarvel_hf.trainer.recipe import (
     Training,
 )
 
+
+@dataclass(frozen=True)
+class Rule:
+    """What values of some training arguments must be, as a test and in words."""
+
+    names: tuple[str, ...]
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def _is(kind: type | tuple[type, ...], value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _one_of(*names: str, of: Iterable[Any]) -> Rule:
+    known = [str(getattr(one, "value", one)) for one in of]
+    return Rule(names, lambda value: value in known, f"one of {', '.join(known)}")
+
+
+RULES = (
+    Rule(
+        ("per_device_train_batch_size", "gradient_accumulation_steps"),
+        lambda value: _is(int, value) and value >= 1,
+        "a whole number from 1",
+    ),
+    Rule(("mini_batch_size",), lambda value: value is None or (_is(int, value) and value >= 1), "from 1, or left out"),
+    Rule(("max_steps",), lambda value: _is(int, value) and (value >= 1 or value == -1), "a whole number from 1"),
+    Rule(
+        ("learning_rate", "weight_decay", "max_grad_norm"),
+        lambda value: _is((int, float), value) and 0 <= value < math.inf,
+        "a number from 0",
+    ),
+    Rule(("num_train_epochs",), lambda value: _is((int, float), value) and 0 < value < math.inf, "a number above 0"),
+    _one_of("lr_scheduler_type", of=SchedulerType),
+    _one_of("optim", of=OptimizerNames),
+    _one_of("save_strategy", of=SaveStrategy),
+    _one_of("eval_strategy", "logging_strategy", of=IntervalStrategy),
+)
 THE_RUNS_OWN = ("output_dir", "seed", "data_seed", "batch_sampler", "resume_from_checkpoint")
 
 
@@ -61,6 +110,9 @@ def _check_training(stage: Training, here: str) -> None:
     for name, value in stage.training.items():
         if number := text_for_number(value):
             raise ValueError(f"{here}: training: {name} is the text {value!r}, no number; write a point: {number}.")
+        wanted = next((rule for rule in RULES if name in rule.names and not rule.holds(value)), None)
+        if wanted is not None:
+            raise ValueError(f"{here}: training: {name} is {value!r}; it must be {wanted.words}.")
 
 
 def _misfits(stage: Stage, earlier: Mapping[str, Stage], recipe: Recipe) -> Iterable[str]:
@@ -69,6 +121,12 @@ def _misfits(stage: Stage, earlier: Mapping[str, Stage], recipe: Recipe) -> Iter
         yield "training.dataloader_persistent_workers is True; such workers never see a new epoch. Leave it out."
     if isinstance(stage, Embedding):
         yield from _batch_misfits(stage)
+    if isinstance(stage, Contrastive):
+        yield from _data_misfits(stage.data)
+    if isinstance(stage, Reranker) and stage.max_text_tokens < 1:
+        yield f"max_text_tokens is {stage.max_text_tokens}; give at least 1."
+    if isinstance(stage, Distill) and not 0 <= stage.infonce_weight < math.inf:
+        yield f"infonce_weight is {stage.infonce_weight}; give a number from 0."
     if isinstance(stage, HardNegatives):
         yield from _negative_misfits(stage, earlier)
     if isinstance(stage, Mine) and not (stage.depth >= 1 and 0 < stage.share <= 1 and stage.pools):
@@ -91,8 +149,31 @@ def _misfits(stage: Stage, earlier: Mapping[str, Stage], recipe: Recipe) -> Iter
             yield f"top is {stage.top}, but stage {stage.table!r} scores {table.top} candidates; give 2 to so many."
 
 
+def _data_misfits(data: Iterable[Data]) -> Iterable[str]:
+    """Groups are what weights and batches go by, so no two data sets may share one."""
+    groups: list[str] = []
+    for one in data:
+        if not 0 < one.weight < math.inf:
+            yield f"data: weight is {one.weight}; give a number above 0."
+        if isinstance(one, Nli):
+            groups.append("nli")
+        elif isinstance(one, Captions):
+            groups.append(Path(one.captions).stem)
+        else:
+            groups += ["all"] if one.mbeir == "all" else one.mbeir
+    if repeated := sorted({group for group in groups if groups.count(group) > 1}):
+        yield f"data: several data sets are called {repeated}; join or rename their files."
+    if "all" in groups and any(re.fullmatch(r"\d+ task \d+", group) for group in groups):
+        yield "data: mbeir is given as 'all' and by groups; weights of single groups need them all named."
+
+
 def _batch_misfits(stage: Embedding) -> Iterable[str]:
     size = stage.training.get("per_device_train_batch_size", 8)
+    if stage.augmentation is not None:
+        try:
+            Augmentation(**stage.augmentation)
+        except (TypeError, ValueError) as error:
+            yield f"augmentation: {error}"
     if isinstance(stage.batches, int) and (stage.batches < 1 or size % stage.batches):
         yield f"batches of blocks of {stage.batches} rows do not fill a batch of {size}; choose a divisor."
     if stage.temperature == "fixed" and stage.training.get("temperature_learning_rate") is not None:
@@ -120,6 +201,18 @@ def _negative_misfits(stage: HardNegatives, earlier: Mapping[str, Stage]) -> Ite
         yield f"wrong_modality is {wanted.wrong_modality}, but only {wanted.union} come from the union pool."
     if wanted.filters.veto is not None and not isinstance(earlier[wanted.table], Score):
         yield f"filters.veto asks a re-ranker's answers, which stage {wanted.table!r} has not; name a score stage."
+    for group, other in wanted.tasks.items():
+        if not re.fullmatch(r"\d+ task \d+", group) or other.keys() - {"strategy", "window"}:
+            yield f"negatives.tasks: {group!r}: {other}; write DATA SET task NUMBER: {{strategy: …, window: …}}."
+            continue
+        window = other.get("window", wanted.window if "strategy" not in other else None)
+        try:
+            Strategy(other.get("strategy", wanted.strategy), 1, None if window is None else tuple(window))
+        except (TypeError, ValueError) as error:
+            yield f"negatives.tasks: {group!r}: {error}"
+    for name in ("remine_every_epochs", "remine_every_steps"):
+        if (every := getattr(stage, name)) is not None and every < 1:
+            yield f"{name} is {every}; give at least 1."
     if stage.remine_every_epochs is not None and stage.remine_every_steps is not None:
         yield "remine_every_epochs and remine_every_steps are both given; give one."
     if (stage.remine_every_epochs or stage.remine_every_steps) and isinstance(earlier[wanted.table], Score):

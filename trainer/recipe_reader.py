@@ -18,6 +18,18 @@ from umarvel_hf.trainer.recipe_checks import check, check_keys, text_for_number
 Kind = TypeVar("Kind")
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML whose mappings have every key once, where the library takes the last."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Called before the keys of ``<<`` are joined, which a mapping's own may well override."""
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value]
+        if repeated := sorted({key for key in keys if keys.count(key) > 1}, key=str):
+            raise yaml.YAMLError(f"{repeated} stand twice in one mapping{node.start_mark}")
+        return node
+
+
 def recipe_file(recipe: str | Path) -> Traversable:
     """The file of a shipped recipe, or of any other by its path; FileNotFoundError where there is none."""
     own = [file for file in files("umarvel_hf.recipes").iterdir() if file.name.endswith(".yaml")]
@@ -38,7 +50,7 @@ def read_recipe(recipe: str | Path) -> Recipe:
     """
     path = recipe_file(recipe)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())}).") from error
     read = _build(Recipe, content, f"{path}")
