@@ -29,6 +29,8 @@ parser.add_argument("--held-out", type=float, default=0.1, help="share of texts 
 parser.add_argument("--seed", type=int, default=0, help="of the split")
 parser.add_argument("--link", action="store_true", help="link to the pictures instead of copying them")
 arguments = parser.parse_args()
+if (arguments.out / "query").exists():
+    parser.error(f"{arguments.out} is prepared already; another split would mix what is learned and what is tested")
 place = os.symlink if arguments.link else shutil.copyfile
 
 

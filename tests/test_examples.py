@@ -185,7 +185,7 @@ def test_finetune_on_pairs_learns_to_find_pictures_it_has_not_seen(checkpoint, s
     assert (texts @ pictures.T).argmax(axis=1).tolist() == list(range(len(COLOURS)))
 
 
-def test_prepared_pairs_are_a_sound_benchmark(prepared, checkpoint, tmp_path):
+def test_prepared_pairs_are_a_sound_benchmark(trios, prepared, checkpoint, tmp_path):
     found = audit(prepared)
     assert found.findings == ()  # so nothing of the test is seen in training
     assert found.counts["training queries"] == 34 + 68 and found.counts["images"] == 112
@@ -198,6 +198,8 @@ def test_prepared_pairs_are_a_sound_benchmark(prepared, checkpoint, tmp_path):
         assert len(benchmark.pool(by_text, split)) == 22 and len(benchmark.pool(by_picture, split)) == 11
         assert len(benchmark.union_pool(split)) == 33
     assert main(["audit", str(prepared)]) == 0
+    with pytest.raises(SystemExit):  # another split would put some of the test into the training
+        run_example("prepare_pairs.py", trios / "pairs.csv", prepared, "--seed", 1)
     main(["evaluate", str(checkpoint), "--data", str(prepared), "--out", str(tmp_path), "--device", "cpu"])
     assert [task.name for task in Result.load(tmp_path).tasks] == ["pairs_task0", "pairs_task3"]
 

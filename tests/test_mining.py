@@ -128,14 +128,16 @@ def test_everything_is_encoded_once_and_the_vectors_go(benchmark, mined):
     assert sorted(path.name for path in out.iterdir()) == ["local.parquet", "union.parquet"]
 
 
-def test_tables_that_are_there_are_taken_and_others_replaced(benchmark, mined, tmp_path):
+def test_tables_that_are_there_are_taken_and_others_refused(benchmark, mined, tmp_path):
     shutil.copytree(mined[1], tmp_path / "again")
     encoder = DrawnVectors()
     tables = mine_benchmark(encoder, benchmark, tmp_path / "again", depth=DEPTH, seed=SEED, made_by=MADE_BY)
     assert encoder.encoded == [] and rows_of(tables["union"]) == rows_of(mined[0]["union"])
-    tables = mine_benchmark(encoder, benchmark, tmp_path / "again", depth=5, seed=SEED, made_by=MADE_BY)
-    assert encoder.encoded and {len(one.dids) for one in tables["local"]} == {5}
-    assert tables["local"].facts["depth"] == "5" and tables["local"].facts["pool"] == "local"
+    with pytest.raises(ValueError, match=r"local.parquet was mined otherwise: depth was 20 and is 5\. Name another"):
+        mine_benchmark(encoder, benchmark, tmp_path / "again", depth=5, seed=SEED, made_by=MADE_BY)
+    with pytest.raises(ValueError, match="depth is 0; keep at least 1"):
+        mine_benchmark(encoder, benchmark, tmp_path / "none", depth=0, seed=SEED, made_by=MADE_BY)
+    assert encoder.encoded == []
 
 
 def test_lists_do_not_depend_on_the_size_of_blocks(benchmark, mined, tmp_path, monkeypatch):
@@ -278,5 +280,10 @@ def test_a_list_is_shown_in_words(benchmark, mined):
     assert [line[0] for line in lines] == ["q", *"+" * len(one.positives), *"---q", *"+" * len(other.positives), *"---"]
     first = lines[1 + len(one.positives)]
     assert one.dids[0] in first and f"{one.scores[0]:.4f}" in first
-    with pytest.raises(KeyError, match="'0:none' is not among the 192"):
+    with pytest.raises(ValueError, match="'0:none' is not among the 192"):
         show_lists(table, benchmark, qids=["0:none"])
+    benchmark = SimpleNamespace(
+        train_queries=list, union_pool=benchmark.union_pool, train_path="other.jsonl"
+    )  # of other data
+    with pytest.raises(ValueError, match=r"other.jsonl has no query .* Name the data that were mined"):
+        show_lists(table, benchmark, qids=[one.qid])

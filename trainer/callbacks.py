@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -80,6 +81,11 @@ class HardNegativeMining(TrainerCallback):
                     f"{epoch}. Put them back or go on from an earlier checkpoint."
                 )
         else:
+            ranks = PartialState()
+            if ranks.is_main_process:
+                for path in folder.glob("*.parquet"):  # of an attempt that was broken off, by other weights
+                    path.unlink()
+            ranks.wait_for_everyone()
             with _undisturbed(kwargs["model"], args.device):
                 tables = self._remine(kwargs["model"], folder)
         self._rows.use(tables)

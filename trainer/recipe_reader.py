@@ -21,7 +21,7 @@ Kind = TypeVar("Kind")
 class _EachKeyOnce(yaml.SafeLoader):
     """YAML whose mappings have every key once, where the library takes the last."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Called before the keys of ``<<`` are joined, which a mapping's own may well override."""
         node = super().compose_mapping_node(anchor)
         keys = [key.value for key, _ in node.value]

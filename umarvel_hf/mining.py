@@ -111,20 +111,28 @@ def mine(
         facts: What else the tables shall say of how they were made.
 
     Raises:
-        ValueError: A query has no positive, or one that is no candidate; ``vectors`` holds other vectors.
+        ValueError: A query has no positive, or one that is no candidate; ``vectors`` holds other vectors, ``out`` a
+            table that was mined otherwise.
     """
     groups = queries.groups or [""] * len(queries.qids)
     queries, pools = replace(queries, groups=groups), pools or {"union": dict.fromkeys(groups)}
+    if depth < 1:
+        raise ValueError(f"depth is {depth}; keep at least 1 candidate a list.")
     answers = positions_of_positives(queries.qids, queries.positives, candidates.positions)
     made_by = dict(fingerprint(encoder) if made_by is None else made_by)
     facts = {"depth": str(depth), **_digests(queries, candidates), **(facts or {}), **made_by}
     files = {name: (out / f"{name}.parquet", {"pool": name, **facts}) for name in pools}
+    for path, known in files.values():
+        if path.is_file() and (there := NegativeTable.open(path).facts) != known:
+            different = sorted(name for name in {*there, *known} if there.get(name) != known.get(name))
+            lines = "; ".join(f"{name} was {there.get(name)} and is {known.get(name)}" for name in different)
+            raise ValueError(f"{path} was mined otherwise: {lines}. Name another folder, or remove it.")
     folder = vectors or out / "vectors" / _sha256(json.dumps(made_by))[:12]  # not what another model left
     first = PartialState().is_main_process
     encode = partial(
         _encode, encoder, made_by=made_by, root=candidates.root, batch_size=batch_size, show_progress_bar=show_progress
     )
-    if not all(path.is_file() and NegativeTable.open(path).facts == known for path, known in files.values()):
+    if not all(path.is_file() for path, _ in files.values()):
         with _meeting() as wait:
             encode(folder / "candidates", candidates.dids, candidates.items)
             qids = as_ids(queries.qids)
@@ -200,6 +208,10 @@ def mine_benchmark(
 def show_lists(table: NegativeTable, benchmark: MBeir, *, qids: Sequence[str], top: int = 10) -> str:
     """What was mined for some queries, in words: their right answers (+) and best candidates (-)."""
     asked, pool = {query.qid: query for query in benchmark.train_queries()}, benchmark.union_pool("train")
+    if missing := [qid for qid in qids if qid not in table]:
+        raise ValueError(f"{table.path}: query {missing[0]!r} is not among the {len(table):,} that were mined.")
+    if missing := [qid for qid in qids if qid not in asked]:
+        raise ValueError(f"{benchmark.train_path} has no query {missing[0]!r}. Name the data that were mined.")
     lines = []
     for mined in map(table.__getitem__, qids):
         lines.append(f"query {mined.qid}  {_shown(asked[mined.qid])}")
