@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -282,8 +283,6 @@ def test_a_list_is_shown_in_words(benchmark, mined):
     assert one.dids[0] in first and f"{one.scores[0]:.4f}" in first
     with pytest.raises(ValueError, match="'0:none' is not among the 192"):
         show_lists(table, benchmark, qids=["0:none"])
-    benchmark = SimpleNamespace(
-        train_queries=list, union_pool=benchmark.union_pool, train_path="other.jsonl"
-    )  # of other data
+    other_data = SimpleNamespace(train_queries=list, union_pool=benchmark.union_pool, train_path="other.jsonl")
     with pytest.raises(ValueError, match=r"other.jsonl has no query .* Name the data that were mined"):
-        show_lists(table, benchmark, qids=[one.qid])
+        show_lists(table, other_data, qids=[one.qid])
