@@ -3,8 +3,8 @@
     python examples/embed_and_search.py MODEL FOLDER --text "a dog on a bench"
     python examples/embed_and_search.py MODEL FOLDER --image bench.jpg --text "at night"
 
-MODEL is a U-MARVEL checkpoint: a folder or a Hub id. The index is kept: run it again, and only new files are encoded.
-Name another index for another model.
+MODEL is a U-MARVEL checkpoint: a folder or a Hub id. The index is kept: run it again, and only files of new names are
+encoded. For another model name another index; where files have changed or gone, remove it.
 """
 
 import argparse
