@@ -478,6 +478,7 @@ def test_rows_with_too_few_negatives_are_found_before_training(root, tmp_path):
 def test_captions_whose_picture_does_not_open_are_left_out(tmp_path):
     picture(8, 8, seed=0).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
+    picture(603, 3, seed=0).save(tmp_path / "d.png")
     lines = [{"text": "a", "image": name} for name in ("a.png", "b.png", "c.png", "a.png")]
     path = tmp_path / "set.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"text":')
@@ -486,9 +487,13 @@ def test_captions_whose_picture_does_not_open_are_left_out(tmp_path):
     reasons = {entry["line"]: entry["reason"] for entry in read(tmp_path / "bad.jsonl")}
     assert "not a picture" in reasons[2] and "does not exist" in reasons[3] and "not JSON" in reasons[5]
     only_bad = tmp_path / "bad-set.jsonl"
-    only_bad.write_text('{"text": "a", "image": "c.png"}\n')
+    only_bad.write_text('{"text": "a", "image": "c.png"}\n{"text": "a", "image": "d.png"}\n')
     with pytest.raises(ValueError, match=r"bad-set.jsonl has no row that can be trained on"):
         Pairs.captions(only_bad, quarantine=Quarantine(tmp_path / "bad.jsonl"))
+    rows = TrainingRows([Pairs.captions(only_bad)], seed=0)
+    rows.training = True
+    with pytest.raises(ValueError, match=r"bad-set.jsonl:2: .*d.png' is 603 × 3 pixels; processors refuse"):
+        rows.dataset[1]
 
 
 # Memory

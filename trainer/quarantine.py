@@ -9,11 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
+
 from umarvel_hf.messages import load_image
 from umarvel_hf.store import whole_file
 
 logger = logging.getLogger(__name__)
 AT_ONCE = 4096  # pictures handed to the threads
+NARROWEST = 200  # the ratio of sides
 
 
 class Quarantine:
@@ -67,9 +70,25 @@ class Quarantine:
         return {path: problem for path, problem in zip(distinct, self.problems(distinct), strict=True) if problem}
 
 
+def open_picture(picture: Any) -> Image:
+    """Open a picture to train on.
+
+    Raises:
+        OSError, TypeError, ValueError: It does not open, or it is so narrow that Qwen's processors refuse it.
+    """
+    image = load_image(picture)
+    if max(image.size) > NARROWEST * min(image.size):
+        shown = "A picture" if isinstance(picture, Image) else repr(str(picture))
+        raise ValueError(
+            f"{shown} is {image.width} × {image.height} pixels; processors refuse what is over {NARROWEST} times as "
+            "long as wide. Crop it or leave it out."
+        )
+    return image
+
+
 def _problem(picture: Any) -> str | None:
     try:
-        load_image(picture)
+        open_picture(picture)
     except (OSError, TypeError, ValueError) as error:
         return str(error)
     return None

@@ -8,10 +8,11 @@ import numpy as np
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from umarvel_hf.messages import Message, load_image
+from umarvel_hf.messages import Message
 from umarvel_hf.negatives import NegativeTable
 from umarvel_hf.trainer.augmentation import Augmentation
 from umarvel_hf.trainer.losses import PADDING_ID
+from umarvel_hf.trainer.quarantine import open_picture
 from umarvel_hf.trainer.sources import Source
 
 
@@ -147,18 +148,17 @@ class TrainingRows(DrawnRows):
     def _shown(self, messages: list[Message], draw: str) -> list[Message]:
         if not self.training:  # the model card shows no picture
             return messages
-        if self.augmentation is not None:
-            return self.augmentation(messages, draw)
-        return [
+        opened = [
             {
                 **message,
                 "content": [
-                    {**part, "image": load_image(part["image"])} if part.get("image") is not None else part
+                    {**part, "image": open_picture(part["image"])} if part.get("image") is not None else part
                     for part in message["content"]
                 ],
             }
             for message in messages
         ]
+        return opened if self.augmentation is None else self.augmentation(opened, draw)
 
 
 class _Drawn(Dataset):
