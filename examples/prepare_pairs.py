@@ -42,13 +42,14 @@ def write(name: str, lines: list[str]) -> None:
 # 1. Read. Texts are the same but for case, spaces, quotes and full stop, pictures if their bytes are.
 with arguments.pairs.open(newline="", encoding="utf-8-sig") as file:
     read = csv.DictReader(file) if arguments.pairs.suffix == ".csv" else map(json.loads, filter(str.strip, file))
-    pairs = [(" ".join((row["text"] or "").split()), arguments.pairs.parent / row["image"]) for row in read]
+    pairs = list(read)
 ids: dict[str, str] = {}  # by content
 items, answers = {}, {}  # text or picture, and what belongs to it, by id
 (arguments.out / "mbeir_images").mkdir(parents=True, exist_ok=True)
-for count, (text, path) in enumerate(pairs, start=1):
-    if not (words := text.strip(' ".').casefold()):
-        parser.error(f"pair {count} of {arguments.pairs} has no text")
+for count, row in enumerate(pairs, start=1):
+    text, path = " ".join(str(row.get("text") or "").split()), arguments.pairs.parent / str(row.get("image") or "")
+    if not (words := text.strip(' ".').casefold()) or not path.is_file():
+        parser.error(f"pair {count} of {arguments.pairs} has text {text!r} and image {str(path)!r}; it needs both")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     one, other = (ids.setdefault(content, f"{DATASET}:{len(ids)}") for content in (words, digest))
     items.setdefault(one, (text, None))

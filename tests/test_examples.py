@@ -228,7 +228,11 @@ def test_pairs_that_share_a_text_or_a_picture_are_right_answers_in_one_split(squ
 
 @pytest.mark.parametrize(
     ("rows", "message"),
-    [([("a square", "red-0.png")], "a split would be empty"), ([('" ."', "red-0.png")], "pair 1 of .* has no text")],
+    [
+        ([("a square", "red-0.png")], "a split would be empty"),
+        ([('" ."', "red-0.png")], "pair 1 of .* has text '\" .\"' and image .*; it needs both"),
+        ([("red", "red-0.png"), ("red", "no.png")], "pair 2 of .* has text 'red' and image '.*no.png'; it needs both"),
+    ],
 )
 def test_pairs_that_make_no_benchmark_are_refused(squares, tmp_path, capsys, rows, message):
     file = squares / "bad.csv"
