@@ -174,6 +174,7 @@ def test_a_key_that_no_one_reads_is_refused(recipe, changed, message):
         ),
         ("hard.negatives.tasks", {"dogs": {"strategy": "top"}}, "negatives.tasks: 'dogs': .*; write DATA SET task NUM"),
         ("hard.negatives.tasks", {"1 task 0": {"strategy": "worst"}}, "'1 task 0': strategy is 'worst'; choose top"),
+        ("texts.training.report_to", "wandbb", "report_to is 'wandbb'; here are none, all"),
         ("texts.training.optim", "foo", "training: optim is 'foo'; it must be one of .*adamw_torch"),
         ("texts.training.lr_scheduler_type", "foo", "lr_scheduler_type is 'foo'; it must be one of linear, cosine"),
         ("texts.training.save_strategy", "foo", "save_strategy is 'foo'; it must be one of no, steps, epoch"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sentence_transformers.cross_encoder import CrossEncoderTrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
@@ -110,6 +111,13 @@ def _check_training(stage: Training, here: str) -> None:
     for name, value in stage.training.items():
         if number := text_for_number(value):
             raise ValueError(f"{here}: training: {name} is the text {value!r}, no number; write a point: {number}.")
+        if name == "report_to":
+            available = ["none", "all", *get_available_reporting_integrations()]
+            if unknown := [one for one in (value if isinstance(value, list) else [value]) if one not in available]:
+                raise ValueError(
+                    f"{here}: training: report_to is {unknown[0]!r}; here are {', '.join(available)}. Install it, "
+                    "or name another."
+                )
         wanted = next((rule for rule in RULES if name in rule.names and not rule.holds(value)), None)
         if wanted is not None:
             raise ValueError(f"{here}: training: {name} is {value!r}; it must be {wanted.words}.")
