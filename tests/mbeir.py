@@ -39,6 +39,18 @@ class KnownVectors:
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
+class DrawnVectors(KnownVectors):
+    """Gives every item a vector that follows from its content."""
+
+    def __init__(self) -> None:
+        super().__init__(_Drawn())
+
+
+class _Drawn(dict[str, np.ndarray]):
+    def __missing__(self, name: str) -> np.ndarray:
+        return drawn(name)
+
+
 def content(item: Any) -> str:
     """What an item shows, in words: its picture's name and its text."""
     if isinstance(item, str):

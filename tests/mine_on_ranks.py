@@ -1,43 +1,19 @@
-"""A training split to mine, an encoder, and mining as one of several processes: python mine_on_ranks.py DATA OUT."""
+"""A training split to mine, and mining as one of several processes: python mine_on_ranks.py DATA OUT."""
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch.distributed as dist
 from accelerate import PartialState
 
 from colours import write_lines
-from mbeir import content, drawn, write_mbeir
+from mbeir import DrawnVectors, write_mbeir
 from umarvel_hf.data import MBeir
 from umarvel_hf.evaluation.results import MBEIR_TASKS
 from umarvel_hf.mining import mine_benchmark
 
 MADE_BY = {"encoder": "drawn"}
-
-
-class DrawnVectors:
-    """Gives every item a vector that follows from its content; an instruction turns it a little."""
-
-    def __init__(self) -> None:
-        self.encoded: list[str] = []
-
-    def encode(
-        self,
-        inputs: Sequence[Any],
-        *,
-        prompt: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-    ) -> np.ndarray:
-        self.encoded += [content(one) for one in inputs]
-        rows = np.stack([drawn(content(one)) for one in inputs])
-        if prompt:
-            rows = rows + 0.3 * drawn(prompt)
-        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 def write_training_split(root: Path) -> Path:

@@ -14,8 +14,8 @@ import pytest
 
 import mine_on_ranks
 from foreign import WARNINGS_ARE_ERRORS
-from mbeir import content
-from mine_on_ranks import MADE_BY, DrawnVectors, write_training_split
+from mbeir import DrawnVectors, content
+from mine_on_ranks import MADE_BY, write_training_split
 from umarvel_hf.data import CANDIDATE_MODALITY, MODALITIES, MBeir, Task
 from umarvel_hf.mining import Candidates, Queries, mine, mine_benchmark, show_lists
 from umarvel_hf.search import encode_store, search_store

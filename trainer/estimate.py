@@ -21,7 +21,6 @@ from umarvel_hf.trainer.recipe import (
     Distill,
     Embedding,
     HardNegatives,
-    Instructions,
     Mine,
     Recipe,
     Reranker,
@@ -119,8 +118,7 @@ def _rows_a_step(training: Mapping[str, Any]) -> int:
 
 def _count(stage: Training, context: Context) -> int | None:
     """Training rows; None where the data are not here."""
-    only_pairs = isinstance(stage, Contrastive) and not any(isinstance(one, Instructions) for one in stage.data)
-    if context.benchmark is None and not only_pairs:
+    if context.benchmark is None and not (isinstance(stage, Contrastive) and stage.only_pairs):
         return None
     try:
         if isinstance(stage, Contrastive):

@@ -160,6 +160,11 @@ class Contrastive(Embedding):
     symmetric: bool = False
     optional: bool = False
 
+    @property
+    def only_pairs(self) -> bool:
+        """Whether it learns from files of pairs alone, and from no benchmark."""
+        return not any(isinstance(one, Instructions) for one in self.data)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mine(Stage):
@@ -202,7 +207,7 @@ class Score(Stage):
     Args:
         top: Candidates of a list that are judged.
         fit_top: Candidates of a validation query that are judged to fit the weight.
-        weight: None: fitted on the part of the validation split that ``evaluation`` names, or its defaults.
+        weight: None: fitted on the part of the validation split that ``evaluation`` names.
     """
 
     table: str
@@ -265,8 +270,13 @@ class Recipe:
     def needs_benchmark(self) -> bool:
         """Whether a benchmark is learned from or measured on."""
         learned = any(isinstance(stage, Mine | HardNegatives | Reranker | Distill) for stage in self.stages)
-        asked = any(isinstance(one, Instructions) for stage in self.stages for one in getattr(stage, "data", ()))
+        asked = any(isinstance(stage, Contrastive) and not stage.only_pairs for stage in self.stages)
         return learned or asked or self.evaluation is not None or self.start.tiny is not None
+
+    @property
+    def measures_test(self) -> bool:
+        """Whether the test split is measured at the end."""
+        return self.evaluation is not None and self.evaluation.test
 
     def stage(self, name: str) -> Stage:
         """The stage of that name."""

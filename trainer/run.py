@@ -75,7 +75,7 @@ def train(recipe: str | Path, out: str | Path, *, benchmark: MBeir | None = None
 def check_splits(recipe: Recipe, benchmark: MBeir | None) -> None:
     """Raise FileNotFoundError where a split is not there that a recipe measures on."""
     if recipe.evaluation is not None and benchmark is not None:
-        for split in ("val", "test") if _asks_for_test(recipe) else ("val",):
+        for split in ("val", "test") if recipe.measures_test else ("val",):
             benchmark.tasks(split)
 
 
@@ -142,7 +142,7 @@ class _Run:
         """Leave ``model``, unless it is of these very stages."""
         model, path = self.out / "model", self.out / MODEL_FACTS
         facts = {name: {"digest": one.digest, "record": one.record} for name, one in self.manifests.items()}
-        now = json.dumps({"recipe": self.recipe.name, "test": _asks_for_test(self.recipe), "stages": facts}).encode()
+        now = json.dumps({"recipe": self.recipe.name, "test": self.recipe.measures_test, "stages": facts}).encode()
         if model.is_dir() and path.read_bytes() == now:
             return
         unfinished = finish_model(context, self.out / "model.unfinished")
@@ -227,7 +227,3 @@ class _Run:
         lines = [json.dumps(one.record, ensure_ascii=False) + "\n" for one in self.manifests.values() if one.record]
         with whole_file(self.out / "history.jsonl") as file:
             file.write("".join(lines).encode())
-
-
-def _asks_for_test(recipe: Recipe) -> bool:
-    return recipe.evaluation is not None and recipe.evaluation.test

@@ -88,7 +88,7 @@ class _TrainQueries:
     """The training queries of M-BEIR that can be trained on: what the two sources below share.
 
     Attributes:
-        queries: These queries, for mining.
+        queries: These queries.
     """
 
     name = "mbeir"
@@ -287,14 +287,19 @@ class TeacherLists(_TrainQueries):
         for number in numbers:
             query, draw = self._draw(number, seed, epoch)
             anchor = self._anchor(query, draw.choice(query.positives), draw)
-            scores = self._teacher_scores(query, self._tables)
-            dids = self._candidates(query, self._tables, draw)
+            mined = self._tables[""][query.qid]
+            scores = self._teacher_scores(mined)
+            dids = self._ranked(query, mined, scores)
             label = [[scores[did] for did in dids], [float(did in query.positives) for did in dids]]
             drawn.append(self._row(anchor, dids, label))
         return drawn
 
     def _candidates(self, query: Query, tables: Mapping[str, NegativeTable], draw: random.Random) -> list[str]:
-        mined, scores = tables[""][query.qid], self._teacher_scores(query, tables)
+        mined = tables[""][query.qid]
+        return self._ranked(query, mined, self._teacher_scores(mined))
+
+    def _ranked(self, query: Query, mined: MinedList, scores: Mapping[str, float]) -> list[str]:
+        """The candidates of a row, as the teacher orders them."""
         cosines = [
             *zip(mined.dids, mined.scores.tolist(), strict=True),
             *zip(mined.positives, mined.positive_scores.tolist(), strict=True),
@@ -315,11 +320,10 @@ class TeacherLists(_TrainQueries):
             ranked.sort(key=lambda did: (scores[did], did), reverse=True)
         return ranked
 
-    def _teacher_scores(self, query: Query, tables: Mapping[str, NegativeTable]) -> dict[str, float]:
-        mined = tables[""][query.qid]
+    def _teacher_scores(self, mined: MinedList) -> dict[str, float]:
         if mined.teacher_scores is None or mined.positive_teacher_scores is None:
             raise ValueError(
-                f"{tables[''].path}: the list of {query.qid!r} has no teacher scores. Score the table first."
+                f"{self._tables[''].path}: the list of {mined.qid!r} has no teacher scores. Score the table first."
             )
         scored = [*zip(mined.dids, mined.teacher_scores.tolist(), strict=False)]  # of the best candidates only
         scored += zip(mined.positives, mined.positive_teacher_scores.tolist(), strict=True)

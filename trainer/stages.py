@@ -42,9 +42,7 @@ from umarvel_hf.trainer.recipe import (
     Data,
     Distill,
     Embedding,
-    Evaluation,
     HardNegatives,
-    Instructions,
     Mine,
     Nli,
     Recipe,
@@ -57,7 +55,6 @@ from umarvel_hf.trainer.reranker import Judgements, train_reranker
 from umarvel_hf.trainer.rows import TrainingRows
 from umarvel_hf.trainer.sources import Choice, MBeirRows, Source, TeacherLists
 from umarvel_hf.trainer.trainer import UMarvelTrainer
-from umarvel_hf.trainer.views import Slice
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +118,7 @@ def input_files(stage: Stage | None, benchmark: MBeir | None) -> dict[str, Path]
     data: Sequence[Data] = getattr(stage, "data", ())
     named = {one.nli: Path(one.nli) for one in data if isinstance(one, Nli) and one.nli != "snli"}
     named |= {one.captions: Path(one.captions) for one in data if isinstance(one, Captions)}
-    only_pairs = isinstance(stage, Contrastive) and not any(isinstance(one, Instructions) for one in data)
-    if benchmark is None or only_pairs:
+    if benchmark is None or (isinstance(stage, Contrastive) and stage.only_pairs):
         return named
     return named | {name: benchmark.root / name for name in TRAIN_FILES}
 
@@ -239,11 +235,9 @@ def _score(stage: Score, folder: Path, context: Context) -> dict[str, Any]:
     weight, record = stage.weight, {}
     if weight is None:
         encoder = load(str(context.model), device=_device())
-        sizes = context.recipe.evaluation or Evaluation()
-        part = Slice(
-            context.data, queries_per_task=sizes.queries_per_task, candidates_per_task=sizes.candidates_per_task
-        )
-        fusion = fit_fusion(encoder, reranker, part, top=stage.fit_top, name=stage.reranker)
+        evaluator = _evaluator(context)
+        assert evaluator is not None  # checked when the recipe was read
+        fusion = fit_fusion(encoder, reranker, evaluator.slice, top=stage.fit_top, name=stage.reranker)
         fusion.save(folder / "fusion.json")
         weight, record = fusion.weight, {"validation_by_weight": fusion.curve}
     table = score_table(
@@ -402,7 +396,7 @@ def finish_model(context: Context, out: Path) -> Path:
     out.with_name("result.json").unlink(missing_ok=True)  # of other weights
     recipe, table = context.recipe, "not measured\n"
     model = load(str(out), device=_device())
-    if recipe.evaluation is not None and recipe.evaluation.test:
+    if recipe.measures_test:
         settings = {"model": recipe.name, "command": f"umarvel train {recipe.name}"}
         result = evaluate_benchmark(model, context.data, settings=settings)
         result.save(out.with_name("result.json"))
