@@ -1,4 +1,4 @@
-"""Two steps as one rank of several, as `accelerate launch` starts it: step_on_ranks.py CHECKPOINT OUT lora|full."""
+"""Two steps, the second of them twice, as one of several ranks: step_on_ranks.py CHECKPOINT OUT lora|full."""
 
 import os
 import sys
@@ -11,15 +11,17 @@ ensure_torchvision()
 import torch
 from datasets import Dataset
 from safetensors.torch import save_file
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 
-from train_on_ranks import WORDS
+from train_on_ranks import WORDS, whole
 from umarvel_hf.encoding import load
 from umarvel_hf.trainer.adapters import Lora, add_lora, last_checkpoint
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
 from umarvel_hf.trainer.trainer import UMarvelTrainer
 
 
-def main(checkpoint: str, out: Path, kind: str) -> None:
+def trained(checkpoint: str, out: Path, kind: str, resume: str | None = None) -> tuple[dict, UMarvelTrainer]:
+    """The weights after two steps, of which the first may be gone on from."""
     texts = [f"one {word} on a {other}" for word, other in zip(WORDS, WORDS[::-1], strict=True)]
     rows = Dataset.from_dict({"query": [f"a {word}" for word in WORDS], "positive": texts})
     model = load(checkpoint, device="cpu")
@@ -32,17 +34,28 @@ def main(checkpoint: str, out: Path, kind: str) -> None:
         max_steps=2,
         learning_rate=1e-3,
         temperature_learning_rate=1e-2,
-        save_steps=2,
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
         report_to="none",
         use_cpu=True,
         disable_tqdm=True,
     )
-    trainer = UMarvelTrainer(model=model, args=arguments, train_dataset=rows)
-    trainer.train()
+    evaluator = EmbeddingSimilarityEvaluator(texts[:4], texts[4:8], [0.1, 0.2, 0.3, 0.4])
+    trainer = UMarvelTrainer(model=model, args=arguments, train_dataset=rows, evaluator=evaluator)
+    trainer.train(resume_from_checkpoint=resume)
+    assert resume or sum("eval_spearman_cosine" in logged for logged in trainer.state.log_history) == 2
+    return {name: whole(parameter) for name, parameter in model.named_parameters()}, trainer
+
+
+def main(checkpoint: str, out: Path, kind: str) -> None:
+    parameters, trainer = trained(checkpoint, out, kind)
+    trainer.save_model(str(out / "saved"))
     torch.distributed.barrier()
     assert trainer.accelerator.mixed_precision == "bf16" and trainer.accelerator.num_processes == 2
     assert last_checkpoint(out / "run") == str(out / "run/checkpoint-2")
-    parameters = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    again, _ = trained(checkpoint, out, kind, resume=str(out / "run/checkpoint-1"))
+    assert all(torch.equal(again[name], parameter) for name, parameter in parameters.items())
     save_file(parameters, out / f"{os.environ['RANK']}.safetensors")
 
 

@@ -3,11 +3,13 @@
 import random
 from functools import partial
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from torch.distributed.fsdp import FSDPModule
 
 from umarvel_hf.encoding import load
 from umarvel_hf.negatives import MinedList, NegativeTable
@@ -199,10 +201,13 @@ def test_modes_and_random_states_are_put_back_also_if_mining_fails(tmp_path):
     assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == states
 
 
-def test_workers_that_outlive_an_epoch_are_refused_by_both_names(checkpoint, tmp_path):
+def test_workers_that_outlive_an_epoch_and_split_weights_are_refused(checkpoint, tmp_path):
     rows = FakeRows()
     mining = HardNegativeMining(Miner(), rows, tmp_path, every_epochs=2)
     with pytest.raises(ValueError, match=r"dataloader_persistent_workers is True and .* every_epochs=2"):
         mining.on_train_begin(SimpleNamespace(dataloader_persistent_workers=True), None, None)
+    split = Mock(spec=FSDPModule)
+    with pytest.raises(ValueError, match=r"FSDP splits .*ddp\.yaml"):
+        mining.on_train_begin(SimpleNamespace(dataloader_persistent_workers=False), None, None, model=split)
     with pytest.raises(ValueError, match="every_epochs is 0"):
         HardNegativeMining(Miner(), rows, tmp_path, every_epochs=0)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from importlib.resources import files
 from pathlib import Path
 from unittest.mock import ANY
 
@@ -316,17 +317,25 @@ def test_the_card_of_a_re_ranker_names_no_file_of_the_training(whole):
     assert "re-ranker" in card and str(whole) not in card and "mbeir_images" not in card
 
 
+TORCHRUN = ("torch.distributed.run", "--nproc_per_node", 2, "--standalone", "-m", "umarvel_hf.cli")
+SPLIT = files("umarvel_hf.recipes") / "accelerate/fsdp2.yaml"
+FSDP = ("accelerate.commands.launch", "--config_file", SPLIT, "--mixed_precision", "no", "--num_processes", 2)
+FSDP += ("--main_process_port", 0, Path(__file__).with_name("split_on_ranks.py"), "umarvel_hf.cli")
+
+
 @pytest.mark.slow
-def test_two_ranks_follow_a_recipe_as_one_does(pairs, benchmark, recipe, tmp_path):
-    for ranks in (1, 2):
+@pytest.mark.parametrize("launch", [TORCHRUN, FSDP], ids=["copied", "split"])
+def test_two_ranks_follow_a_recipe_as_one_does(pairs, benchmark, recipe, tmp_path, launch):
+    for ranks, program in ((1, ["umarvel_hf.cli"]), (2, launch)):
         stages = every_stage(pairs)
         for stage in stages:
             if "training" in stage:
                 stage["training"] = {**stage["training"], "per_device_train_batch_size": 6 // ranks}
             if "lora" in stage:
                 stage["lora"] = {**LORA, "dropout": 0.0}
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", ranks, "--standalone"]
-        command += ["-m", "umarvel_hf.cli", "train", recipe(stages=stages)]
+            if launch is FSDP:
+                stage.pop("remine_every_steps", None)  # refused
+        command = [sys.executable, "-m", *program, "train", recipe(stages=stages)]
         command += ["--data", benchmark.root, "--out", tmp_path / str(ranks)]
         done = subprocess.run(list(map(str, command)), env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
         assert done.returncode == 0, done.stderr[-3000:]

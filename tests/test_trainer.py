@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from peft import LoraConfig, PeftModel
@@ -291,16 +292,29 @@ def test_a_frozen_temperature_with_a_rate_of_its_own_is_an_error(checkpoint, row
         train(model, rows, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["fsdp", "deepspeed"])
-def test_weights_that_are_split_over_devices_are_refused_before_training(checkpoint, rows, tmp_path, monkeypatch, name):
+@pytest.mark.parametrize(
+    ("name", "plugin", "said"),
+    [
+        ("deepspeed", None, r"by DeepSpeed.*ddp\.yaml or fsdp2\.yaml"),
+        ("fsdp", {"fsdp_version": 1}, r"fsdp_version 1 and .*; give 2 and FULL_STATE_DICT"),
+        ("fsdp", {"fsdp_version": 2, "state_dict_type": "SHARDED_STATE_DICT"}, r"version 2 and .* SHARDED_STATE_DICT;"),
+    ],
+    ids=["deepspeed", "fsdp1", "in pieces"],
+)
+def test_ways_to_split_weights_that_are_not_supported_are_refused_before_training(
+    checkpoint, rows, tmp_path, monkeypatch, name, plugin, said
+):
     build = UMarvelTrainer.create_accelerator_and_postprocess
 
     def told_to_split(self):
         build(self)
         setattr(self, f"is_{name}_enabled", True)  # what accelerate's configuration says; on CPUs it is not listened to
+        if plugin is not None:
+            split = FullyShardedDataParallelPlugin(**plugin)
+            monkeypatch.setattr(self.accelerator.state, "fsdp_plugin", split, raising=False)
 
     monkeypatch.setattr(UMarvelTrainer, "create_accelerator_and_postprocess", told_to_split)
-    with pytest.raises(ValueError, match=rf"(?i){name}\. .*ddp.yaml"):
+    with pytest.raises(ValueError, match=said):
         train(load(checkpoint), rows, tmp_path)
 
 

@@ -15,6 +15,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import save_file
 from sentence_transformers.base.sampler import DefaultBatchSampler
+from torch.distributed.tensor import DTensor
 from torch.utils.data import SequentialSampler
 
 from umarvel_hf.encoding import load
@@ -88,9 +89,12 @@ def train(job: str, checkpoint: str | Path, picture: str, out: Path, rows_a_rank
     rows = table(COLUMNS[:columns], picture, distil=isinstance(loss, DistillKL))
     trainer = UMarvelTrainer(model=model, args=arguments, train_dataset=rows, loss=loss)
     trainer.train()
-    return {
-        name: parameter.detach().clone() for name, parameter in model.named_parameters()
-    }, trainer.state.log_history[0]
+    return {name: whole(parameter) for name, parameter in model.named_parameters()}, trainer.state.log_history[0]
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """A copy of a parameter, put together where ranks hold parts of it."""
+    return (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach().clone()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,16 @@ from umarvel_hf.trainer.losses import similarity_of
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Weights, and what a training leaves beside them.
-NOT_CARRIED = ("*.safetensors*", "adapter_*", "optimizer*", "scheduler*", "rng_state*", "scaler*", "train*")
+NOT_CARRIED = (
+    "*.safetensors*",
+    "adapter_*",
+    "optimizer*",
+    "scheduler*",
+    "rng_state*",
+    "scaler*",
+    "train*",
+    "pytorch_model_fsdp*",
+)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from umarvel_hf.negatives import NegativeTable
@@ -54,11 +55,17 @@ class HardNegativeMining(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuse workers that would never see new tables."""
+        """Refuse workers that would never see new tables, and weights that no rank holds."""
         if args.dataloader_persistent_workers:
             raise ValueError(
                 f"dataloader_persistent_workers is True and HardNegativeMining has every_epochs={self._every}: workers "
                 "that outlive an epoch never see new negatives. Leave out one of the two."
+            )
+        if isinstance(kwargs.get("model"), FSDPModule):
+            raise ValueError(
+                "FSDP splits the model's weights, and HardNegativeMining has every rank encode its own part of the "
+                "data, while weights are gathered only where all ranks ask at once. Launch with "
+                "recipes/accelerate/ddp.yaml, or mine in stages of their own."
             )
         self._used = None
 

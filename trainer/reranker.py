@@ -14,6 +14,7 @@ from umarvel_hf.negatives import NegativeTable
 from umarvel_hf.reranking import as_parts, reranker_query
 from umarvel_hf.trainer.adapters import ResumesAdapters, last_checkpoint
 from umarvel_hf.trainer.rows import DrawnRows
+from umarvel_hf.trainer.sharding import ShardsWeights
 
 
 class Judgements(DrawnRows):
@@ -80,8 +81,8 @@ class Judgements(DrawnRows):
         return parts
 
 
-class _Trainer(ResumesAdapters, CrossEncoderTrainer):  # type: ignore[misc]  # one argument, as the host's
-    """The host's, which goes on from adapters."""
+class _Trainer(ShardsWeights, ResumesAdapters, CrossEncoderTrainer):
+    """The host's, which goes on from adapters and splits weights where accelerate is told to."""
 
 
 def train_reranker(

@@ -343,12 +343,13 @@ def _named(error: NotFinite, rows: TrainingRows) -> str:
 
 
 def _save(trainer: SentenceTransformerTrainer | CrossEncoderTrainer, stage: Training, folder: Path) -> None:
-    """Leave ``folder/model``, a checkpoint of all weights; the first rank does."""
-    if not trainer.is_world_process_zero():
-        return
-    unfinished = folder / ("adapter" if stage.lora else "model.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    """Leave ``folder/model``, a checkpoint of all weights; the first rank writes, the others hand over their parts."""
+    unfinished, first = folder / ("adapter" if stage.lora else "model.unfinished"), trainer.is_world_process_zero()
+    if first:
+        shutil.rmtree(unfinished, ignore_errors=True)
     trainer.save_model(str(unfinished))
+    if not first:
+        return
     (unfinished / "training_args.bin").unlink(missing_ok=True)
     shutil.rmtree(folder / "model", ignore_errors=True)
     if stage.lora is not None:

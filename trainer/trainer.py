@@ -15,13 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 from umarvel_hf.trainer.adapters import ResumesAdapters
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
 from umarvel_hf.trainer.losses import EmbeddingLoss, InfoNCE, similarity_of
+from umarvel_hf.trainer.sharding import ShardsWeights
 
 logger = logging.getLogger(__name__)
 PIXELS = {"pixel_values", "pixel_values_videos"}
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class UMarvelTrainer(ResumesAdapters, SentenceTransformerTrainer):  # type: ignore[misc]  # one argument, as the host's
+class UMarvelTrainer(ShardsWeights, ResumesAdapters, SentenceTransformerTrainer):
     """``SentenceTransformerTrainer`` whose default loss is :class:`InfoNCE` with the model's learned temperature.
 
     Everything else (several data sets, gradient accumulation, adapters, evaluators, checkpoints, the Hub) is the
@@ -35,7 +36,7 @@ class UMarvelTrainer(ResumesAdapters, SentenceTransformerTrainer):  # type: igno
 
     Raises:
         ValueError: The model holds no temperature, or it is not trained although it has a learning rate of its own;
-            accelerate is told to split weights over devices.
+            accelerate is told to split weights in a way that :class:`ShardsWeights` does not know.
     """
 
     training_args_class = UMarvelTrainingArguments
@@ -45,13 +46,6 @@ class UMarvelTrainer(ResumesAdapters, SentenceTransformerTrainer):  # type: igno
         self, model: SentenceTransformer | None = None, args: UMarvelTrainingArguments | None = None, **kwargs: Any
     ) -> None:
         super().__init__(model=model, args=args, **kwargs)
-        for name, enabled in (("FSDP", self.is_fsdp_enabled), ("DeepSpeed", self.is_deepspeed_enabled)):
-            if enabled:
-                raise ValueError(
-                    f"accelerate is told to split the model by {name}. Sentence Transformers can neither save nor load "
-                    "such weights, and the temperature is a number that nothing splits. Launch with "
-                    "recipes/accelerate/ddp.yaml; mini_batch_size, gradient_checkpointing and LoRA make a copy small."
-                )
         if precision := PRECISIONS.get(self.accelerator.mixed_precision):
             preprocess = self.data_collator.preprocess_fn
             self.data_collator.preprocess_fn = partial(with_pictures_in, precision, preprocess)
