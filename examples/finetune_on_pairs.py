@@ -46,6 +46,11 @@ model = load(arguments.model, model_kwargs={"dtype": "float32"})
 # 2. Data: queries, positives, and their ids, so that pairs with the same text or picture are no negatives of each other
 kind = "csv" if arguments.pairs.suffix == ".csv" else "json"
 table = load_dataset(kind, data_files=str(arguments.pairs), split="train")
+if missing := {"text", "image"} - set(table.column_names):
+    parser.error(f"{arguments.pairs} has columns {table.column_names}, {' and '.join(sorted(missing))} not among them")
+for count, row in enumerate(table, start=1):
+    if not row["text"] or not row["image"] or not (arguments.pairs.parent / row["image"]).is_file():
+        parser.error(f"pair {count} of {arguments.pairs} is {row}; it needs a text and a picture that is there")
 text_ids = {text: number for number, text in enumerate(dict.fromkeys(table["text"]))}
 image_ids = {image: number for number, image in enumerate(dict.fromkeys(table["image"]))}
 pairs = Dataset.from_dict(

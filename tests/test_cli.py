@@ -222,6 +222,14 @@ def test_evaluate_obeys_its_options(umarvel, checkpoint, benchmark, tmp_path):
     assert result.settings["candidate modality"] == "of the task"
 
 
+def test_mine_names_a_row_whose_task_is_unknown(refused, checkpoint, tmp_path):
+    root = write_training_split(write_benchmark(tmp_path / "data"))
+    path = root / "query/union_train/mbeir_union_up_train.jsonl"
+    path.write_text(path.read_text().replace('"task_id": 7', '"task_id": 99'))
+    told = refused("mine", checkpoint, "--data", root, "--out", tmp_path / "out", "--device", "cpu")
+    assert told.startswith(f"{path}:13: '2:0' has task_id 99, not a number from 0 to 8")
+
+
 class Favours:
     """A re-ranker that likes what is called by the colour that was asked for."""
 
@@ -287,6 +295,15 @@ def test_evaluate_refuses_what_makes_no_sense(refused, capsys, checkpoint, bench
     with pytest.raises(SystemExit):
         main(["evaluate", "model", "--memory", "much"])
     assert "'much' is no amount of memory; write it like 8GB or 512MiB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["mine", "evaluate"])
+@pytest.mark.parametrize("device", ["nonsense", "cuda:999", "meta"])
+def test_a_device_that_is_not_there_is_refused(verb, device, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([verb, "model", "--device", device])
+    assert end.value.code == 2
+    assert f"--device: '{device}' cannot be used here (" in capsys.readouterr().err
 
 
 def test_compare_says_which_is_better_and_draws_it(umarvel, refused, evaluated, tmp_path):

@@ -268,6 +268,7 @@ WHOLE = {"did": "1:9", "txt": "a", "img_path": None, "modality": "text"}
         (QUERIES, json.dumps(ASKED | {"pos_cand_list": "1:0"}), r"test.jsonl:7: '1:9' has pos_cand_list '1:0', not a"),
         (QUERIES, json.dumps(ASKED | {"pos_cand_list": [10]}), r"test.jsonl:7: '1:9' has pos_cand_list \[10\], not a"),
         (QUERIES, json.dumps(ASKED | {"task_id": "0"}), r"test.jsonl:7: '1:9' has task_id '0', not a number"),
+        (QUERIES, json.dumps(ASKED | {"task_id": 99}), r"test.jsonl:7: '1:9' has task_id 99, not a number from 0 to 8"),
         (QUERIES, json.dumps(ASKED | {"query_img_path": 3}), r"test.jsonl:7: '1:9' has query_img_path 3, not a"),
         (QRELS, "1:0 0 1:1 1", r"test_qrels.txt:7: '1:0 0 1:1 1' is not of the form"),
         (QRELS, "1:0 0 1:1 high 0", r"test_qrels.txt:7: .* is not of the form"),

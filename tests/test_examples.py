@@ -185,6 +185,22 @@ def test_finetune_on_pairs_learns_to_find_pictures_it_has_not_seen(checkpoint, s
     assert (texts @ pictures.T).argmax(axis=1).tolist() == list(range(len(COLOURS)))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text,picture\nred,red-0.png\n", r"columns \['text', 'picture'\], image not among them"),
+        ("text,image\nred,red-0.png\nblue,no.png\n", "pair 2 of .* is .*no.png'}; it needs"),
+        ("text,image\n,red-0.png\n", "pair 1 of .* is {'text': None"),
+    ],
+)
+def test_finetune_on_pairs_names_what_is_no_pair(checkpoint, squares, tmp_path, capsys, content, message):
+    shutil.copyfile(squares / "red-0.png", tmp_path / "red-0.png")
+    (tmp_path / "bad.csv").write_text(content)
+    with pytest.raises(SystemExit) as end:
+        run_example("finetune_on_pairs.py", checkpoint, tmp_path / "bad.csv", tmp_path / "out")
+    assert end.value.code == 2 and re.search(message, capsys.readouterr().err)
+
+
 def test_prepared_pairs_are_a_sound_benchmark(trios, prepared, checkpoint, tmp_path):
     found = audit(prepared)
     assert found.findings == ()  # so nothing of the test is seen in training

@@ -84,6 +84,22 @@ def test_other_files_are_refused(tmp_path):
         NegativeTable.open(tmp_path / "nothing.parquet")
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "found", "expected"),
+    [
+        ("qid", [7], "int64", "string"),
+        ("dids", [[3, 4]], "list<.*: int64>", "list<.*: string>"),
+        ("scores", [["0.5"]], "list<.*: string>", "list<.*: float>"),
+        ("answers", [None], "null", "list<.*: float>"),
+    ],
+)
+def test_a_column_of_another_type_is_refused(tmp_path, column, values, found, expected):
+    table = pq.read_table(NegativeTable.write(tmp_path / "table.parquet", [FULL], {}).path)
+    pq.write_table(table.set_column(table.schema.get_field_index(column), column, pa.array(values)), tmp_path / "other")
+    with pytest.raises(ValueError, match=rf"other: column '{column}' is {found}, in mined lists {expected}\. Mine"):
+        NegativeTable.open(tmp_path / "other")
+
+
 def test_a_writer_that_fails_leaves_the_table_that_was_there(tmp_path):
     path = tmp_path / "table.parquet"
     NegativeTable.write(path, [FULL], {})

@@ -9,6 +9,7 @@ import yaml
 from colours import TINY_RECIPE, TRAINING
 from umarvel_hf.emoji.base import BaseSize
 from umarvel_hf.negatives import Filters
+from umarvel_hf.trainer import recipe_checks
 from umarvel_hf.trainer.adapters import Lora
 from umarvel_hf.trainer.recipe import (
     Captions,
@@ -134,6 +135,10 @@ def test_a_recipe_of_ones_own_pairs_needs_no_benchmark(recipe):
         ({"start": {"model": "a", "smollm2": {}}}, r"exactly one .*; found \['smollm2', 'model'\]"),
         ({"stages": []}, r"stages is \[\]; it must be a list of at least one"),
         ({"stages": [{"kind": "train"}]}, r"stages\[0\]: kind is 'train'; it must be one of contrastive, mine"),
+        (
+            {"stages": [{"name": "one", "kind": ["contrastive"]}]},
+            r"stages\[0\] \(one\): kind is \['contrastive'\]; it must be one of contrastive, mine",
+        ),
         ({"stages": "long"}, "stages is 'long'; it must be a list"),
         ({"seed": -1}, r"tiny.yaml: seed is -1; give a whole number from 0"),
         ({"evaluation": {"queries_per_task": 0}}, "evaluation: queries_per_task is 0, .*; give at least 1"),
@@ -157,7 +162,8 @@ def test_a_key_that_no_one_reads_is_refused(recipe, changed, message):
         ("texts.batches", 4, "blocks of 4 rows do not fill a batch of 6; choose a divisor"),
         ("texts.batches", "some", "batches is 'some'; it must be "),
         ("texts.name", "a/b", "stage 'a/b': names are letters, digits"),
-        ("all.name", "texts", "stage 'texts': names are letters, digits, dots and hyphens, and each stands once"),
+        ("all.name", "texts", "stage 'texts': names are letters, digits, dots and hyphens, not start, and each stands"),
+        ("all.name", "start", "stage 'start': names are .* not start"),
         ("mined.share", 0.0, "share 0.0"),
         ("mined.pools", ["global"], "pools is .*; it must be"),
         ("mined.pools", ["local"], r"it needs union lists, but stage 'mined' mines \['local'\]"),
@@ -192,6 +198,9 @@ def test_a_key_that_no_one_reads_is_refused(recipe, changed, message):
         ("texts.data", [{"mbeir": "all"}, {"mbeir": ["1 task 0"]}], "mbeir is given as 'all' and by groups"),
         ("texts.data", [{"nli": "a", "weight": 0.0}], "data: weight is 0.0; give a number above 0"),
         ("hard.remine_every_epochs", 0, "remine_every_epochs is 0; give at least 1"),
+        ("texts.attn_implementation", "sdp", "stage 'texts': attn_implementation is 'sdp'; here are eager, sdpa"),
+        ("texts.attn_implementation", "flex_attention", "is 'flex_attention'; here are eager, sdpa"),
+        ("judge.base", "mined", "stage 'judge': base 'mined' leaves no model; name a stage that trains"),
         ("judge.max_text_tokens", 0, "max_text_tokens is 0; give at least 1"),
         ("distilled.infonce_weight", -1.0, "infonce_weight is -1.0; give a number from 0"),
         ("hard.negatives.filters", {"veto": 0.5}, "filters.veto asks a re-ranker's answers, which stage 'mined' has"),
@@ -208,6 +217,15 @@ def test_a_key_that_no_one_reads_is_refused(recipe, changed, message):
 def test_stages_that_do_not_fit_together_are_refused_by_name(stages, path, value, message):
     with pytest.raises(ValueError, match=message):
         read_recipe(stages(path, value))
+
+
+def test_an_attention_kernel_is_refused_where_its_package_is_not_here(stages, monkeypatch):
+    monkeypatch.setattr(recipe_checks, "is_kernels_available", lambda: False)
+    for name in ("flash_attention_2", "kernels-community/flash-attn2"):
+        with pytest.raises(ValueError, match=f"'judge': attn_implementation is '{name}'; here are .*flex.* install"):
+            read_recipe(stages("judge.attn_implementation", name))
+    monkeypatch.setitem(recipe_checks.FLASH_ATTENTION, "flash_attention_2", lambda: True)
+    assert read_recipe(stages("judge.attn_implementation", "flash_attention_2"))
 
 
 def test_a_key_that_stands_twice_is_refused_and_one_that_overrides_a_merged_one_is_not(recipe):

@@ -4,6 +4,7 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -291,14 +292,22 @@ def test_long_texts_are_cut_to_so_many_tokens_each(benchmark, table, judge):
                     assert cut[side]["text"] == judge.tokenizer.decode(ids[:9]) and len(ids) > 9
 
 
-def test_lists_that_teach_nothing_are_refused(benchmark, judge, tmp_path):
-    query = benchmark.train_queries()[0]
-    empty = NegativeTable.write(tmp_path / "a.parquet", [mined(query, [])], {})
-    with pytest.raises(ValueError, match=r"list of query '1:0' has 2 positives and 0 negatives"):
-        Judgements(benchmark, empty, judge.tokenizer, seed=1)
-    lists = [MinedList("9:9", ("1:0",), np.ones(1, np.float32), ("1:1",), np.ones(1, np.float32))]
-    with pytest.raises(ValueError, match="None of the 1 mined lists is of a training query"):
-        Judgements(benchmark, NegativeTable.write(tmp_path / "b.parquet", lists, {}), judge.tokenizer, seed=1)
+def test_lists_without_a_positive_or_a_candidate_are_left_out(benchmark, table, judge, tmp_path):
+    lists = list(table)
+    lists[3] = replace(lists[3], dids=(), scores=lists[3].scores[:0])
+    lists[5] = replace(lists[5], positives=(), positive_scores=lists[5].positive_scores[:0])
+    some = NegativeTable.write(tmp_path / "some.parquet", lists, {})
+    rows, whole = (Judgements(benchmark, one, judge.tokenizer, seed=1) for one in (some, table))
+    assert rows.dataset[:] == whole.dataset[[at for at in range(17) if at not in (3, 5)]]
+
+
+def test_a_table_that_teaches_nothing_is_refused(benchmark, judge, tmp_path):
+    empty = mined(benchmark.train_queries()[0], [])
+    other = MinedList("9:9", ("1:0",), np.ones(1, np.float32), ("1:1",), np.ones(1, np.float32))
+    for name, lists in (("empty", [empty]), ("other", [other]), ("none", [])):
+        table = NegativeTable.write(tmp_path / f"{name}.parquet", lists, {})
+        with pytest.raises(ValueError, match=rf"{name}.parquet: none of {len(lists)} lists is of a training query of"):
+            Judgements(benchmark, table, judge.tokenizer, seed=1)
 
 
 # Training

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,18 +18,22 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoProcessor, Trainer
+from transformers import AutoConfig, AutoProcessor, Qwen2Config, Trainer
 
 from colours import COLOURS, TINY_RECIPE, TRAINING, write_benchmark, write_lines, write_training_split
+from umarvel_hf.checkpoint import new_model
 from umarvel_hf.data import MBeir
 from umarvel_hf.emoji import benchmark_dir
 from umarvel_hf.encoding import encode, load
 from umarvel_hf.fetch import Unreachable
 from umarvel_hf.negatives import NegativeTable
+from umarvel_hf.reranker_checkpoint import new_reranker
 from umarvel_hf.trainer.estimate import describe
-from umarvel_hf.trainer.recipe import Training
+from umarvel_hf.trainer.losses import DistillKL, InfoNCE
+from umarvel_hf.trainer.recipe import Mine, Training
 from umarvel_hf.trainer.recipe_reader import read_recipe
 from umarvel_hf.trainer.run import train
+from umarvel_hf.trainer.stages import run_stage
 from umarvel_hf.trainer.trainer import UMarvelTrainer
 
 LORA = {"r": 4, "alpha": 8}
@@ -302,6 +307,7 @@ def test_a_run_may_start_from_a_checkpoint_of_ours(benchmark, recipe, checkpoint
     monkeypatch.chdir(tmp_path)
     stages = [{**TINY_RECIPE["stages"][0], "lora": LORA}]
     path = recipe(stages=stages, start={"model": str(checkpoint)}, max_pixels=784 * 8)
+    assert "parameters" in describe(path, Path("run"), benchmark=benchmark)
     train(path, Path("run"), benchmark=benchmark, max_steps=1)
     assert_same(weights(tmp_path / "run/start/model"), weights(checkpoint))
     assert AutoProcessor.from_pretrained(tmp_path / "run/start/model").image_processor.size.longest_edge == 784 * 8
@@ -381,7 +387,7 @@ def test_files_of_others_in_the_folder_of_a_run_are_left_alone(benchmark, recipe
     (tmp_path / "run" / name / "precious").write_text("mine")
     with pytest.raises(FileExistsError, match=rf"run/{name}.* is left alone\. Name another --out"):
         train(recipe(), tmp_path / "run", benchmark=benchmark, max_steps=1)
-    assert [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()] == ["precious"]
+    assert {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()} == {"precious", ".lock"}
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_runs(benchmark, recipe, tmp_path):
@@ -494,3 +500,100 @@ def test_a_loss_that_is_no_number_ends_a_run_by_name_and_loses_nothing(benchmark
     train(recipe(stages=stages), tmp_path / "run", benchmark=benchmark)
     assert_same(weights(tmp_path / "run/1-instructions/model"), trained)
     assert [line["stage"] for line in history_of(tmp_path / "run")] == ["instructions", "wild"]
+
+
+def test_a_loss_of_teachers_lists_that_is_no_number_is_named_too(whole, benchmark, tmp_path, monkeypatch):
+    shutil.copytree(whole / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/8-distilled")
+    compare, labels = DistillKL.compare, []
+
+    def spoilt(self, embeddings, label=None):
+        labels.append(label)
+        return compare(self, embeddings, label) * (torch.nan if len(labels) == 2 else 1)
+
+    monkeypatch.setattr(DistillKL, "compare", spoilt)
+    with pytest.raises(ValueError, match=r"stage distilled, step 2: .* Its rows: .*train.jsonl:\d+, query") as told:
+        train(whole / "every.yaml", tmp_path / "run", benchmark=benchmark)
+    table = NegativeTable.open(tmp_path / "run/7-taught/local.parquet")
+    lists = [table[qid] for qid in re.findall(r"query '(\S+)'", str(told.value))]
+    for mined, scores in zip(lists, labels[-1][:, 0].tolist(), strict=True):
+        known = [*mined.teacher_scores, *mined.positive_teacher_scores]
+        assert all(any(score == pytest.approx(one) for one in known) for score in scores)
+
+
+def test_too_little_memory_ends_a_run_by_name_and_the_same_command_goes_on(benchmark, recipe, tmp_path, monkeypatch):
+    first = TINY_RECIPE["stages"][0]
+    path = recipe(stages=[{**first, "training": {**TRAINING, "max_steps": 4, "save_steps": 1}}])
+    compare, steps = InfoNCE.compare, []
+
+    def too_large(self, *args):
+        steps.append(args)
+        if len(steps) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return compare(self, *args)
+
+    monkeypatch.setattr(InfoNCE, "compare", too_large)
+    with pytest.raises(ValueError, match=r"instructions: step 3: CUDA out of memory\. Lower mini_batch_size and "):
+        train(path, tmp_path / "run", benchmark=benchmark)
+    train(path, tmp_path / "run", benchmark=benchmark)
+    assert len(steps) == 5  # two steps, one that failed, two more
+
+
+def test_too_little_memory_elsewhere_names_its_own_size(tmp_path, monkeypatch):
+    def too_large(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("umarvel_hf.trainer.stages._mine", too_large)
+    with pytest.raises(ValueError, match=r"stage mined: CUDA out of memory\. Lower batch_size and remove .*2-mined"):
+        run_stage(Mine(name="mined"), tmp_path / "2-mined", None)
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lasts(benchmark, recipe, tmp_path, monkeypatch):
+    path, step = recipe(), UMarvelTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        with pytest.raises(BlockingIOError, match=r"run is being filled by another process"):
+            train(path, tmp_path / "run", benchmark=benchmark, max_steps=1)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(UMarvelTrainer, "training_step", training_step)
+    train(path, tmp_path / "run", benchmark=benchmark, max_steps=1)
+    train(path, tmp_path / "run", benchmark=benchmark, max_steps=1)
+
+
+def text_model(bases, folder):
+    shutil.copytree(bases("qwen2_vl"), folder, ignore=shutil.ignore_patterns("*processor*", "config.json"))
+    config = AutoConfig.from_pretrained(bases("qwen2_vl")).get_text_config()
+    Qwen2Config(**{name: getattr(config, name) for name in ("vocab_size", "hidden_size")}).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (text_model, "has no processor of text and images .*; name a vision-language model"),
+        (lambda bases, folder: new_reranker(bases("qwen2_vl"), folder), "start is a re-ranker. Give an embedder's"),
+        (lambda bases, folder: new_model(bases("qwen2_vl"), folder / "model"), "folder of a run.* Give .*start/model"),
+    ],
+    ids=["of text only", "a re-ranker", "a run"],
+)
+def test_a_start_that_is_no_embedders_is_refused_before_anything_runs(
+    benchmark, recipe, bases, tmp_path, make, message
+):
+    make(bases, tmp_path / "start")
+    for call in (train, describe):
+        with pytest.raises(ValueError, match=message):
+            call(recipe(start={"model": str(tmp_path / "start")}), tmp_path / "run", benchmark=benchmark)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_a_model_that_a_later_stage_asks_for_is_looked_for_before_anything_runs(benchmark, pairs, recipe, tmp_path):
+    stages = {stage["name"]: stage for stage in every_stage(pairs)}
+    projector = {**stages["texts"], "lora": {**LORA, "projector": "visual.murger"}}
+    message = "stage 'texts': projector is 'visual.murger', which holds no linear layer; .*: visual, language_model"
+    for call in (train, describe):
+        with pytest.raises(ValueError, match=message):
+            call(recipe(stages=[projector]), tmp_path / "run", benchmark=benchmark)
+    judge = {**stages["judge"], "base": str(tmp_path / "none")}
+    with pytest.raises(FileNotFoundError, match="none' does not exist; give a checkpoint's folder"):
+        train(recipe(stages=[stages["mined"], judge]), tmp_path / "run", benchmark=benchmark)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]

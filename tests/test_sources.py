@@ -429,6 +429,17 @@ def test_bad_rows_are_left_out_and_listed_and_none_is_lost(root, tmp_path, caplo
     assert len(every(source)) == 13 and all(entry["id"] in caplog.text for entry in entries)
 
 
+def test_rows_of_one_qid_that_ask_different_things_are_found_before_training(root, tmp_path):
+    edit(root / QUERIES, 2, qid="1:1", query_txt="green", pos_cand_list=["1:11"])  # the same with another positive
+    edit(root / QUERIES, 3, qid="1:1")
+    told = r"train.jsonl:2: '1:1': a later row of this qid asks otherwise, 'yellow.' \(task 0\)"
+    with pytest.raises(ValueError, match=told):
+        MBeirRows(MBeir(root))
+    source = MBeirRows(MBeir(root), quarantine=Quarantine(tmp_path / "bad.jsonl"))
+    assert [(entry["line"], entry["id"]) for entry in read(tmp_path / "bad.jsonl")] == [(2, "1:1")]
+    assert [query.text for query in source.queries if query.qid == "1:1"] == ["green."] * 2 and len(source) == 17
+
+
 def test_quarantine_again_gives_the_same_file_and_grows_with_other_sources(root, tmp_path):
     spoil(root)
     path = tmp_path / "quarantine.jsonl"

@@ -79,14 +79,7 @@ def add_lora(
         raise ValueError("The model has an adapter already; merge it first with merge_adapter, and load the result.")
     adapted = _linears(inner.get_decoder())
     if lora.projector is not None:
-        module = dict(inner.base_model.named_modules()).get(lora.projector)
-        if module is None or not _linears(module):
-            found = ", ".join(name for name, child in inner.base_model.named_children() if _linears(child))
-            raise ValueError(
-                f"projector is {lora.projector!r}, which holds no linear layer; modules of the backbone that do are: "
-                f"{found}, and modules below them."
-            )
-        adapted |= _linears(module)
+        adapted |= projector_layers(inner.base_model, lora.projector)
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -101,6 +94,18 @@ def add_lora(
     for parameter in inner.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def projector_layers(backbone: nn.Module, path: str) -> set[nn.Module]:
+    """The linear layers of a module of the backbone; ValueError where there are none."""
+    module = dict(backbone.named_modules()).get(path)
+    if module is None or not _linears(module):
+        found = ", ".join(name for name, child in backbone.named_children() if _linears(child))
+        raise ValueError(
+            f"projector is {path!r}, which holds no linear layer; modules of the backbone that do are: {found}, and "
+            "modules below them."
+        )
+    return _linears(module)
 
 
 def _linears(module: nn.Module) -> set[nn.Module]:

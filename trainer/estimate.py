@@ -7,12 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from umarvel_hf.data import MBeir
-from umarvel_hf.emoji.base import SPECIAL_TOKENS, base_config
 from umarvel_hf.evaluation.results import aligned
 from umarvel_hf.trainer.adapters import Lora
 from umarvel_hf.trainer.quarantine import Quarantine
@@ -31,6 +28,7 @@ from umarvel_hf.trainer.recipe import (
 from umarvel_hf.trainer.recipe_reader import read_recipe
 from umarvel_hf.trainer.run import check_splits
 from umarvel_hf.trainer.stages import Context, source_of
+from umarvel_hf.trainer.start import check_start
 from umarvel_hf.trainer.views import Screened, Trial
 
 TEXT_TOKENS = 64  # of a row, beside its picture
@@ -73,7 +71,8 @@ def describe(
     """
     plan = read_recipe(recipe)
     check_splits(plan, benchmark)
-    size = _size(plan, out / "start" / "model")
+    backbone = check_start(plan, plan.start.model or out / "start" / "model")
+    size = None if backbone is None else _size(backbone, plan)
     lines = [["stage", "kind", "rows", "rows a step", "steps", "trained", "memory a device"]]
     with TemporaryDirectory() as folder:
         quarantine = Quarantine(Path(folder) / "quarantine.jsonl" if plan.bad_rows == "quarantine" else None)
@@ -164,29 +163,12 @@ def _memory(stage: Training, training: Mapping[str, Any], size: Size) -> float:
     return weights + 12 * trained + activations
 
 
-def _size(recipe: Recipe, built: Path) -> Size | None:
-    """Of the start; None where its configuration is not here."""
-    try:
-        config, stored = _config(recipe, built)
-    except OSError:
-        return None
-    with torch.device("meta"):
-        model: Any = AutoModel.from_config(config)
+def _size(model: Any, recipe: Recipe) -> Size:
     decoder = model.get_decoder()
-    text, vision = config.get_text_config(), config.vision_config
+    text, vision = model.config.get_text_config(), model.config.vision_config
     linear = tuple((one.in_features, one.out_features) for one in decoder.modules() if isinstance(one, nn.Linear))
     unit = getattr(vision, "patch_size", 14) * getattr(vision, "spatial_merge_size", 1)
     tiny = recipe.start.tiny
     tokens = TEXT_TOKENS + (recipe.max_pixels or (tiny.image_side**2 if tiny else PIXELS)) // unit**2
-    return Size(
-        sum(one.numel() for one in model.parameters()), linear, text.num_hidden_layers, text.hidden_size, tokens, stored
-    )
-
-
-def _config(recipe: Recipe, built: Path) -> tuple[PretrainedConfig, int]:
-    """The backbone's configuration, and the bytes of a weight."""
-    tiny = recipe.start.tiny
-    if tiny is not None:
-        return base_config(tiny, tiny.vocabulary, {token: at for at, token in enumerate(SPECIAL_TOKENS)}), 4
-    config = AutoConfig.from_pretrained(recipe.start.model or built, trust_remote_code=False)
-    return getattr(config, "vlm_config", config), torch.empty((), dtype=config.dtype).element_size()
+    parameters = sum(one.numel() for one in model.parameters())
+    return Size(parameters, linear, text.num_hidden_layers, text.hidden_size, tokens, model.dtype.itemsize)

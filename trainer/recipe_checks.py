@@ -12,6 +12,12 @@ from sentence_transformers.cross_encoder import CrossEncoderTrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
+from transformers.utils import (
+    is_flash_attn_2_available,
+    is_flash_attn_3_available,
+    is_flash_attn_4_available,
+    is_kernels_available,
+)
 
 from umarvel_hf.negatives import Strategy
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
@@ -70,6 +76,11 @@ RULES = (
     _one_of("save_strategy", of=SaveStrategy),
     _one_of("eval_strategy", "logging_strategy", of=IntervalStrategy),
 )
+FLASH_ATTENTION = {
+    "flash_attention_2": is_flash_attn_2_available,
+    "flash_attention_3": is_flash_attn_3_available,
+    "flash_attention_4": is_flash_attn_4_available,
+}
 THE_RUNS_OWN = ("output_dir", "seed", "data_seed", "batch_sampler", "resume_from_checkpoint")
 
 
@@ -94,10 +105,11 @@ def check(recipe: Recipe, where: str) -> None:
     earlier: dict[str, Stage] = {}
     for stage in recipe.stages:
         here = f"{where}: stage {stage.name!r}"
-        if not re.fullmatch(r"[\w.-]+", stage.name) or stage.name in earlier:
-            raise ValueError(f"{here}: names are letters, digits, dots and hyphens, and each stands once.")
+        if not re.fullmatch(r"[\w.-]+", stage.name) or stage.name in ("start", *earlier):
+            raise ValueError(f"{here}: names are letters, digits, dots and hyphens, not start, and each stands once.")
         if isinstance(stage, Training):
             _check_training(stage, here)
+            _check_attention(stage, here)
         for problem in _misfits(stage, earlier, recipe):
             raise ValueError(f"{here}: {problem}")
         earlier[stage.name] = stage
@@ -123,6 +135,19 @@ def _check_training(stage: Training, here: str) -> None:
             raise ValueError(f"{here}: training: {name} is {value!r}; it must be {wanted.words}.")
 
 
+def _check_attention(stage: Training, here: str) -> None:
+    """Refuse what transformers does not know, or has no package for; a kernel of the Hub is named OWNER/NAME."""
+    named, hub = stage.attn_implementation, is_kernels_available()
+    usable = ["eager", "sdpa", *(name for name, is_here in FLASH_ATTENTION.items() if hub or is_here())]
+    if isinstance(stage, Reranker):
+        usable.append("flex_attention")  # embedders know it not
+    if named not in usable and not (hub and "/" in named):
+        raise ValueError(
+            f"{here}: attn_implementation is {named!r}; here are {', '.join(usable)}. Name one of them, or install the "
+            "package of another."
+        )
+
+
 def _misfits(stage: Stage, earlier: Mapping[str, Stage], recipe: Recipe) -> Iterable[str]:
     """What is wrong with a stage, in words."""
     if isinstance(stage, Training) and stage.training.get("dataloader_persistent_workers"):
@@ -133,6 +158,8 @@ def _misfits(stage: Stage, earlier: Mapping[str, Stage], recipe: Recipe) -> Iter
         yield from _data_misfits(stage.data)
     if isinstance(stage, Reranker) and stage.max_text_tokens < 1:
         yield f"max_text_tokens is {stage.max_text_tokens}; give at least 1."
+    if isinstance(stage, Reranker) and isinstance(earlier.get(stage.base or ""), Mine | Score):
+        yield f"base {stage.base!r} leaves no model; name a stage that trains, a folder or a Hub id."
     if isinstance(stage, Distill) and not 0 <= stage.infonce_weight < math.inf:
         yield f"infonce_weight is {stage.infonce_weight}; give a number from 0."
     if isinstance(stage, HardNegatives):

@@ -99,11 +99,11 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 
 def _stage(given: Any, where: str) -> Stage:
-    if not isinstance(given, dict) or given.get("kind") not in KINDS:
-        kind = given.get("kind") if isinstance(given, dict) else given
-        raise ValueError(f"{where}: kind is {kind!r}; it must be one of {', '.join(KINDS)}.")
-    named = f"{where} ({given.get('name')})"
-    return _build(KINDS[given["kind"]], {name: value for name, value in given.items() if name != "kind"}, named)
+    kind, name = (given.get("kind"), given.get("name")) if isinstance(given, dict) else (given, None)
+    named = where if name is None else f"{where} ({name})"
+    if not isinstance(given, dict) or kind not in list(KINDS):  # a list is no key to look for
+        raise ValueError(f"{named}: kind is {kind!r}; it must be one of {', '.join(KINDS)}.")
+    return _build(KINDS[kind], {name: value for name, value in given.items() if name != "kind"}, named)
 
 
 def _data(given: Any, where: str) -> Data:

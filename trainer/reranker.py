@@ -26,13 +26,13 @@ class Judgements(DrawnRows):
 
     Args:
         benchmark: Its union of training queries and its union training pool are read.
-        table: Mined lists; queries without one are left out.
+        table: Mined lists; queries without one, or whose list has no positive or no candidate, are left out.
         tokenizer: The re-ranker's.
         seed: Seed of the draws.
         max_tokens: Longer texts are cut; in training only (recipe.md §7.1).
 
     Raises:
-        ValueError: A list has no positive or no negative, or no training query has a list.
+        ValueError: No query is left.
     """
 
     def __init__(
@@ -44,18 +44,18 @@ class Judgements(DrawnRows):
         seed: int,
         max_tokens: int = 256,
     ) -> None:
-        for mined in table:
-            if not (mined.positives and mined.dids):
-                raise ValueError(
-                    f"The list of query {mined.qid!r} has {len(mined.positives)} positives and {len(mined.dids)} "
-                    "negatives; a re-ranker learns from one of each. Mine deeper or leave the query out."
-                )
+        empty = {mined.qid for mined in table if not (mined.positives and mined.dids)}
         self.benchmark, self.table, self.tokenizer = benchmark, table, tokenizer
         self.max_tokens = max_tokens
-        numbers = [number for number, query in enumerate(benchmark.train_queries()) if query.qid in table]
+        numbers = [
+            number
+            for number, query in enumerate(benchmark.train_queries())
+            if query.qid in table and query.qid not in empty
+        ]
         if not numbers:
             raise ValueError(
-                f"None of the {len(table):,} mined lists is of a training query of {benchmark.root}. Mine its queries."
+                f"{table.path}: none of {len(table):,} lists is of a training query of {benchmark.root} and has a "
+                "positive and a candidate. Mine these queries, or deeper."
             )
         super().__init__(numbers, seed=seed)
 

@@ -4,22 +4,24 @@ import json
 import logging
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 
-from umarvel_hf.checkpoint import copy_model, is_ours, local_folder, new_model
+from umarvel_hf.checkpoint import copy_model, is_ours, load_processor, local_folder, new_model
 from umarvel_hf.data import MBeir
 from umarvel_hf.emoji.base import build_base
 from umarvel_hf.fetch import Unreachable
-from umarvel_hf.store import whole_file
+from umarvel_hf.store import locked, whole_file
 from umarvel_hf.trainer.manifest import Manifest, begin, checksum, flat
 from umarvel_hf.trainer.quarantine import Quarantine
 from umarvel_hf.trainer.recipe import Contrastive, Recipe, Score, Stage
 from umarvel_hf.trainer.recipe_reader import read_recipe, recipe_file
 from umarvel_hf.trainer.stages import Context, finish_model, input_files, missing_results, run_stage
+from umarvel_hf.trainer.start import check_start, own_base
 from umarvel_hf.trainer.views import Screened, Trial
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ def train(recipe: str | Path, out: str | Path, *, benchmark: MBeir | None = None
 
     Raises:
         ValueError: Stages do not fit together; a stage was begun with other settings or inputs; a row is bad.
+        BlockingIOError: Another process works in ``out``.
     """
     if max_steps is not None and max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}; give at least 1, or leave it out for the recipe's own number.")
@@ -62,13 +65,15 @@ def train(recipe: str | Path, out: str | Path, *, benchmark: MBeir | None = None
         if max_steps is not None:
             benchmark = Trial(Screened(benchmark, quarantine, pictures=False))
         benchmark = Screened(benchmark, quarantine)
+    check_splits(plan, benchmark)
     # Absolute: adapters note where their base is, and a run may be continued from another folder.
     run = _Run(plan, benchmark, quarantine, Path(out).absolute(), max_steps)
-    run.begin()
-    if run.ranks.is_main_process:
-        with whole_file(run.out / "recipe.yaml") as file:
-            file.write(recipe_file(recipe).read_bytes())
-    run.follow()
+    with locked(run.out) if run.ranks.is_main_process else nullcontext():
+        run.begin()
+        if run.ranks.is_main_process:
+            with whole_file(run.out / "recipe.yaml") as file:
+                file.write(recipe_file(recipe).read_bytes())
+        run.follow()
     return Path(out) / "model"
 
 
@@ -92,7 +97,6 @@ class _Run:
 
     def begin(self) -> None:
         """Read the manifests of all stages and refuse what does not fit before anything runs."""
-        check_splits(self.recipe, self.benchmark)
         start = self.recipe.start
         facts = {**flat(start, "start"), "seed": str(self.recipe.seed), "max_pixels": str(self.recipe.max_pixels)}
         if start.tiny is not None:
@@ -107,8 +111,18 @@ class _Run:
                 )
         if (self.out / "model").exists() and not (self.out / MODEL_FACTS).is_file():
             raise FileExistsError(f"{self.out / 'model'} is not of this run and is left alone. Name another --out.")
-        self.out.mkdir(parents=True, exist_ok=True)
+        if self.ranks.is_main_process:
+            self._check_models()
         self.ranks.wait_for_everyone()
+
+    def _check_models(self) -> None:
+        """Fetch the models that stages start from, and refuse those that are none."""
+        start, built = self.recipe.start.model, self.out / "start" / "model"
+        check_start(self.recipe, built if start is None or self.manifests["start"].finished else local_folder(start))
+        for stage in self.recipe.stages:
+            base = own_base(stage, self.recipe)
+            if base is not None and not self.manifests[stage.name].finished:
+                load_processor(local_folder(base))
 
     def follow(self) -> None:
         """Run what is not finished."""

@@ -1,14 +1,17 @@
 """What every kind of stage does. Each goes on where it was stopped, and leaves its results whole or not at all."""
 
 import logging
+import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from sentence_transformers import CrossEncoder, SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
@@ -141,7 +144,15 @@ def run_stage(stage: Stage, folder: Path, context: Context) -> dict[str, Any]:
         Score: _score,
         Distill: _distill,
     }
-    return runs[type(stage)](stage, folder, context)
+    try:
+        return runs[type(stage)](stage, folder, context)
+    except torch.OutOfMemoryError as error:
+        size = "per_device_train_batch_size" if isinstance(stage, Reranker) else "batch_size"
+        raise ValueError(
+            f"stage {stage.name}: {error} Lower {'mini_batch_size' if isinstance(stage, Embedding) else size} and "
+            f"remove {folder}, or lower max_pixels and name another --out. Where memory was only taken by others, the "
+            "same command goes on from the last checkpoint."
+        ) from error
 
 
 def _contrastive(stage: Contrastive, folder: Path, context: Context) -> dict[str, Any]:
@@ -325,7 +336,10 @@ def _train_embedder(
         trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
     except NotFinite as error:
         at = f"stage {stage.name}, step {trainer.state.global_step + 1}"
-        raise ValueError(f"{at}: {error} The last checkpoint is whole. {_named(error, rows)}") from error
+        named = "; ".join(dict.fromkeys(rows.name(number) for number in _numbers(error, trainer)))
+        raise ValueError(f"{at}: {error} The last checkpoint is whole. Its rows: {named}") from error
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(f"step {trainer.state.global_step + 1}: {error}") from error
     _save(trainer, stage, folder)
     return _record(trainer, folder / "model", context)
 
@@ -335,11 +349,15 @@ def _weights(stage: Training) -> dict[str, str]:
     return {"attn_implementation": stage.attn_implementation, "dtype": "auto" if stage.lora else "float32"}
 
 
-def _named(error: NotFinite, rows: TrainingRows) -> str:
-    """The rows of a batch whose loss is no number."""
-    if error.labels is None or error.labels.is_floating_point():  # the labels of lists are scores
-        return ""
-    return "Its rows: " + "; ".join(dict.fromkeys(rows.name(number) for number in error.labels[:, 0].tolist()))
+def _numbers(error: NotFinite, trainer: UMarvelTrainer) -> Iterable[int]:
+    """The rows of a batch whose loss is no number; where its labels are scores, those of all batches of the step."""
+    if error.labels is not None and not error.labels.is_floating_point():
+        return error.labels[:, 0].tolist()
+    loader: Any = trainer.callback_handler.train_dataloader
+    batches = list(loader.batch_sampler)  # of this rank and epoch
+    in_step = trainer.args.gradient_accumulation_steps
+    first = trainer.state.global_step % math.ceil(len(batches) / in_step) * in_step
+    return chain.from_iterable(batches[first : first + in_step])
 
 
 def _save(trainer: SentenceTransformerTrainer | CrossEncoderTrainer, stage: Training, folder: Path) -> None:

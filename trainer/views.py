@@ -146,9 +146,9 @@ class Trial(Slice):
 class Screened(View):
     """A benchmark without the training rows that nobody can learn from.
 
-    Left out are lines that are cut short, queries without positives, with positives that the pool lacks or with
-    pictures that do not open, and candidates whose pictures do not open. Without a file to list them in, the first such
-    query raises, and pictures are not tried.
+    Left out are lines that are cut short, queries without positives, with positives that the pool lacks, with pictures
+    that do not open or with a qid under which an earlier row asks something else, and candidates whose pictures do not
+    open. Without a file to list them in, the first such query raises, and pictures are not tried.
 
     Args:
         quarantine: What becomes of them.
@@ -221,6 +221,7 @@ class Screened(View):
         images = {query.image for query in queries if query.image is not None} if self._tried else ()
         unreadable = self._quarantine.unreadable(images)
         bad: list[tuple[Query, str]] = []
+        first: dict[str, Query] = {}  # of every qid
         for start in range(0, len(queries), CHECKED_AT_ONCE):
             block = queries[start : start + CHECKED_AT_ONCE]
             dids = [did for query in block for did in query.positives]
@@ -228,6 +229,10 @@ class Screened(View):
             for query, positions in zip(block, found, strict=True):
                 if reason := (query.image and unreadable.get(query.image)) or self._reason(query, positions):
                     bad.append((query, reason))
+                    continue
+                if not first.setdefault(query.qid, query).asks_as(query):
+                    other = f"{query.item!r} (task {query.task_id})"
+                    bad.append((query, f"a later row of this qid asks otherwise, {other}; give it one of its own."))
                     continue
                 for modality in {MODALITIES[code] for code in pool.modalities[positions]}:
                     if (asked := (query.qid.split(":")[0], query.modality, modality)) not in prompted:

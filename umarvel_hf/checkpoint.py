@@ -101,7 +101,7 @@ def new_model(
     out = empty_folder(out)
     source = local_folder(base)
     _refuse_ours(source)
-    processor = load_processor(source)
+    processor = base_processor(source)
     if max_pixels is not None:
         limit_pixels(processor.image_processor, max_pixels)
     config = AutoConfig.from_pretrained(source)
@@ -237,9 +237,23 @@ def _wrap(vlm: PreTrainedModel, ids: dict[str, int], init_temperature: float, **
     return model
 
 
+def base_processor(source: Path) -> Any:
+    """The processor of what an embedder can be made of; ValueError where that is a re-ranker or reads no pictures."""
+    settings = source / "config_sentence_transformers.json"
+    if settings.is_file() and json.loads(settings.read_text(encoding="utf-8")).get("model_type") == "CrossEncoder":
+        raise ValueError(f"{source} is a re-ranker. Give an embedder's checkpoint, or the model that it was made of.")
+    return load_processor(source)
+
+
 def load_processor(source: str | Path) -> Any:
-    """The processor of texts and pictures; ValueError where there is one of a single modality."""
-    processor = AutoProcessor.from_pretrained(source)
+    """The processor of texts and pictures; ValueError where there is none, or one of a single modality."""
+    try:
+        processor = AutoProcessor.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition(". ")[0]  # what follows is for those who meant a Hub id
+        raise ValueError(
+            f"{source} has no processor of text and images ({reason}); name a vision-language model with one."
+        ) from error
     if not hasattr(processor, "tokenizer"):
         raise ValueError(
             f"{source} has a {type(processor).__name__}, which processes one modality; name a vision-language model "
@@ -398,9 +412,11 @@ def base_of(adapter: Path) -> str:
 
 
 def local_folder(source: str | Path) -> Path:
-    """The folder, or that of the downloaded Hub repository."""
+    """The folder, or that of the downloaded Hub repository; ValueError where it is a run's."""
     path = Path(source)
     if path.is_dir():
+        if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
+            raise ValueError(f"{path} is the folder of a run, not a checkpoint. Give {path / 'model'}.")
         return path
     if path.is_absolute() or str(source).startswith("."):
         raise FileNotFoundError(f"The folder {str(source)!r} does not exist; give a checkpoint's folder or its Hub id.")

@@ -354,7 +354,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--qids", nargs="+", metavar="QID", help="whose lists to show")
     verb.add_argument("--show", type=int, default=2, help="how many lists to show (default: %(default)s)")
     verb.add_argument("--batch-size", type=int, default=32, help="items encoded at a time (default: %(default)s)")
-    verb.add_argument("--device", help="such as cuda or cpu (default: the best there is)")
+    verb.add_argument("--device", type=_device, help="such as cuda or cpu (default: the best there is)")
 
     verb = _verb(verbs, evaluate, "umarvel evaluate my-embedder --suite m-beir --data M-BEIR")
     verb.set_defaults(command="")
@@ -398,7 +398,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--memory", type=_bytes, default="8GB", help="for the search (default: %(default)s)")
     verb.add_argument("--batch-size", type=int, default=32, help="items encoded at a time (default: %(default)s)")
-    verb.add_argument("--device", help="such as cuda:0 (default: the best there is)")
+    verb.add_argument("--device", type=_device, help="such as cuda:0 (default: the best there is)")
     verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
     verb = _verb(verbs, compare, "umarvel compare run-a run-b --pool union --plot difference.svg")
@@ -442,6 +442,18 @@ def _bytes(text: str) -> int:
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory; write it like 8GB or 512MiB")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2] or " "))
+
+
+def _device(text: str) -> str:
+    """The name of a device, once a number was there and back."""
+    import torch
+
+    try:
+        torch.zeros(1, device=text).cpu()
+    except (AssertionError, ImportError, RuntimeError) as error:
+        told = f"{text!r} cannot be used here ({str(error).splitlines()[0]}); name another, such as cpu"
+        raise argparse.ArgumentTypeError(told) from error
+    return text
 
 
 def _verb(verbs: Any, function: Callable[..., int | None], example: str) -> argparse.ArgumentParser:

@@ -4,7 +4,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from itertools import islice
@@ -42,6 +42,9 @@ TASK_TYPES = {
     7: "image+text → image",
     8: "image+text → image+text",
 }
+ASKED_FIELDS = QUERY_FIELDS | {
+    "task_id": (lambda value: type(value) is int and value in TASK_TYPES, f"a number from 0 to {max(TASK_TYPES)}")
+}
 CANDIDATE_MODALITY = {task_id: words.split(" → ")[1].replace("+", ",") for task_id, words in TASK_TYPES.items()}
 
 
@@ -65,6 +68,10 @@ class Query:
     def item(self) -> Item:
         """What ``encode`` takes: the text, or a dict with the picture's path and the text, if there is one."""
         return as_item(self.text, self.image)
+
+    def asks_as(self, other: "Query") -> bool:
+        """Whether both are the same but for their positives."""
+        return self is other or replace(self, positives=other.positives) == other
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +358,7 @@ class MBeir:
 
 def query_of(root: Path, path: Path, number: int, line: bytes) -> Query:
     """The query on a line of a file; ``root`` is the folder that image paths are relative to."""
-    record = record_of(path, number, line, QUERY_FIELDS)
+    record = record_of(path, number, line, ASKED_FIELDS)
     text, image = format_query(record["query_txt"]), record["query_img_path"]
     check_content(path, number, record["qid"], text, image)
     return Query(

@@ -121,12 +121,13 @@ def mine(
     answers = positions_of_positives(queries.qids, queries.positives, candidates.positions)
     made_by = dict(fingerprint(encoder) if made_by is None else made_by)
     facts = {"depth": str(depth), **_digests(queries, candidates), **(facts or {}), **made_by}
-    files = {name: (out / f"{name}.parquet", {"pool": name, **facts}) for name in pools}
-    for path, known in files.values():
+    tables = {name: (out / f"{name}.parquet", {"pool": name, **facts}) for name in (*pools, *POOLS)}
+    for path, known in tables.values():  # those not asked for, too: what lies side by side was mined alike
         if path.is_file() and (there := NegativeTable.open(path).facts) != known:
             different = sorted(name for name in {*there, *known} if there.get(name) != known.get(name))
             lines = "; ".join(f"{name} was {there.get(name)} and is {known.get(name)}" for name in different)
             raise ValueError(f"{path} was mined otherwise: {lines}. Name another folder, or remove it.")
+    files = {name: tables[name] for name in pools}
     folder = vectors or out / "vectors" / _sha256(json.dumps(made_by))[:12]  # not what another model left
     first = PartialState().is_main_process
     encode = partial(
@@ -396,7 +397,7 @@ def _each_once(queries: Sequence[Query]) -> list[Query]:
     merged: dict[str, Query] = {}
     for query in queries:
         known = merged.setdefault(query.qid, query)
-        if replace(known, positives=query.positives) != query:
+        if not known.asks_as(query):
             raise ValueError(f"Training query {query.qid!r} is {known} in one row and {query} in another.")
         if known.positives != query.positives:
             merged[query.qid] = replace(known, positives=tuple(dict.fromkeys(known.positives + query.positives)))

@@ -65,6 +65,11 @@ class NegativeTable:
         columns, metadata = self._file.schema_arrow, self._file.metadata
         if columns.names != SCHEMA.names:
             raise ValueError(f"{self.path} has columns {columns.names}, mined lists have {SCHEMA.names}. Mine anew.")
+        for found, expected in zip(columns, SCHEMA, strict=True):
+            if found.type != expected.type:
+                raise ValueError(
+                    f"{self.path}: column {found.name!r} is {found.type}, in mined lists {expected.type}. Mine anew."
+                )
         self.facts = {key.decode(): value.decode() for key, value in (columns.metadata or {}).items()}
         self._starts = np.cumsum([0, *(metadata.row_group(at).num_rows for at in range(metadata.num_row_groups))])
         # Nothing here starts a thread: data loader workers are forked after the table was opened.

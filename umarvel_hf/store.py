@@ -124,7 +124,7 @@ class VectorStore(Vectors):
         if vectors.ndim != 2 or len(vectors) != len(names):
             raise ValueError(f"{len(names):,} ids for vectors of shape {vectors.shape}. Pass one id per vector.")
         manifest = _plan(made_by, len(names), shard_rows) | {"dimension": vectors.shape[1]}
-        with _locked(folder):
+        with locked(folder):
             for at, rows in enumerate(_cut(len(names), shard_rows)):
                 manifest["shards"].append(_write_shard(folder, at, names[rows], vectors[rows], manifest["dimension"]))
             _publish(folder, manifest)
@@ -169,7 +169,7 @@ def fill_store(
     if not len(names):
         raise ValueError(f"There is nothing to encode into {folder}: the list of ids is empty.")
     manifest = _plan(made_by, len(names), shard_rows)
-    with _locked(folder):
+    with locked(folder):
         if (folder / MANIFEST).is_file():
             stored = _read(folder)
             _refuse_differences(str(folder), _facts(stored), _facts(manifest))
@@ -318,7 +318,8 @@ def _refuse_other_inputs(folder: Path, manifest: Manifest, names: np.ndarray, di
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """Make a folder one's own until the end; BlockingIOError where another process has it."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):  # the system lets go of it with the process, however that ends
