@@ -31,17 +31,14 @@ def test_our_package_is_not_installed(run_foreign, monkeypatch):
     assert str(CHECKOUT) not in seen["path"]
 
 
-def test_the_libraries_are_those_of_this_environment(run_foreign):
+def test_the_libraries_are_those_of_this_environment_and_arguments_arrive(run_foreign):
     import sentence_transformers
     import transformers
 
-    code = "import transformers as t, sentence_transformers as s, torchvision; print(t.__version__, s.__version__)"
-    assert run_foreign(code).split() == [transformers.__version__, sentence_transformers.__version__]
-
-
-def test_arguments_and_environment_arrive(run_foreign):
-    code = "import os, sys; print(*sys.argv[1:], os.environ['GREETING'], os.environ['HF_HUB_OFFLINE'])"
-    assert run_foreign(code, "a b", 3, env={"GREETING": "hello"}) == "a b 3 hello 1\n"
+    code = "import os, sys, transformers as t, sentence_transformers as s, torchvision\n"
+    code += "print(t.__version__, s.__version__, *sys.argv[1:], os.environ['GREETING'], os.environ['HF_HUB_OFFLINE'])"
+    versions = f"{transformers.__version__} {sentence_transformers.__version__}"
+    assert run_foreign(code, "a b", 3, env={"GREETING": "hello"}) == f"{versions} a b 3 hello 1\n"
 
 
 @pytest.mark.parametrize("code", ["raise ValueError('no such row')", "import warnings; warnings.warn('no such row')"])

@@ -122,6 +122,7 @@ def test_encode_gives_the_references_vectors_and_token_ids(converted, name, prom
         np.testing.assert_allclose(vector, entry["embedding"], rtol=0, atol=1e-5, err_msg=entry["name"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", [True, False], ids=["generation_prompt", "no_generation_prompt"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_process_without_our_package_gives_them_too(seen_elsewhere, name, prompt):

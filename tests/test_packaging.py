@@ -192,7 +192,7 @@ def test_each_of_the_ten_packages_is_used_and_tested(package, project):
 def test_the_readme_and_the_continuous_check_install_alike():
     readme = (CHECKOUT / "README.md").read_text()
     assert "pip install -c constraints.txt -e . && umarvel demo" in readme
-    assert 'pip install -c constraints.txt -e ".[test]" && pytest' in readme
+    assert 'pip install -c constraints.txt -e ".[test]" && pytest -n 2' in readme
     assert 'pip install -c constraints.txt -e ".[test]"\n' in (CHECKOUT / ".ci/run").read_text()
 
 

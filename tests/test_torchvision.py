@@ -22,6 +22,7 @@ def operators_missing():
         pytest.skip("torchvision imports by itself here: umarvel_hf/_torchvision.py has nothing to do")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("operators_missing")
 def test_transformers_imports_only_after_the_call():
     assert "operator torchvision::nms does not exist" in run("import torchvision").stderr
