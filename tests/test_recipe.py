@@ -191,6 +191,7 @@ def test_a_key_that_no_one_reads_is_refused(recipe, changed, message):
         ("texts.training.gradient_accumulation_steps", 0, "gradient_accumulation_steps is 0; it must be a whole num"),
         ("texts.training.num_train_epochs", 0, "num_train_epochs is 0; it must be a number above 0"),
         ("texts.training.max_steps", 2.5, "max_steps is 2.5; it must be a whole number from 1"),
+        ("texts.training.max_text_tokens", 0, "max_text_tokens is 0; it must be a whole number from 1"),
         ("texts.lora", {"r": 0, "alpha": 8}, "lora: r is 0, dropout 0.05; give at least 1"),
         ("texts.augmentation", {"shft": 1.0}, "augmentation: .*shft"),
         ("texts.data", [{"nli": "a"}, {"nli": "b"}], r"data: several data sets are called \['nli'\]; join or rename"),

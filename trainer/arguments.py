@@ -9,11 +9,12 @@ TEMPERATURE_PATTERN = r"similarity\..*log_temperature$"
 
 @dataclass
 class UMarvelTrainingArguments(SentenceTransformerTrainingArguments):
-    """``SentenceTransformerTrainingArguments`` with the temperature's own learning rate and gradient caching.
+    """``SentenceTransformerTrainingArguments`` with the temperature's own learning rate, gradient caching, cut texts.
 
     Args:
         mini_batch_size: Rows embedded at a time under gradient caching; None: the whole batch at once.
         temperature_learning_rate: Learning rate of the logarithm of the temperature; None: that of the model.
+        max_text_tokens: Longer texts are cut, in training only (recipe.md §2.2); instructions are not.
     """
 
     mini_batch_size: int | None = field(
@@ -22,6 +23,7 @@ class UMarvelTrainingArguments(SentenceTransformerTrainingArguments):
     temperature_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the log-temperature; None: that of the model."}
     )
+    max_text_tokens: int = field(default=480, metadata={"help": "Longer texts are cut, in training only."})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -59,7 +59,7 @@ def _one_of(*names: str, of: Iterable[Any]) -> Rule:
 
 RULES = (
     Rule(
-        ("per_device_train_batch_size", "gradient_accumulation_steps"),
+        ("per_device_train_batch_size", "gradient_accumulation_steps", "max_text_tokens"),
         lambda value: _is(int, value) and value >= 1,
         "a whole number from 1",
     ),

@@ -13,6 +13,7 @@ from umarvel_hf.data import Item, MBeir
 from umarvel_hf.negatives import NegativeTable
 from umarvel_hf.reranking import as_parts, reranker_query
 from umarvel_hf.trainer.adapters import ResumesAdapters, last_checkpoint
+from umarvel_hf.trainer.cutting import cut_item
 from umarvel_hf.trainer.rows import DrawnRows
 from umarvel_hf.trainer.sharding import ShardsWeights
 
@@ -69,16 +70,11 @@ class Judgements(DrawnRows):
         mined = self.table[query.qid]
         draw = random.Random(f"{self.seed}-{self.epoch}-{query.qid}-{number}")  # some rows are there several times
         positive, negative = pool[draw.choice(mined.positives)], pool[draw.choice(mined.dids)]
-        asked = self._cut(reranker_query(query, draw.choice(self.benchmark.prompts(query, positive.modality))))
-        return [(asked, self._cut(candidate.item), label) for label, candidate in ((1, positive), (0, negative))]
+        asked = self._item(reranker_query(query, draw.choice(self.benchmark.prompts(query, positive.modality))))
+        return [(asked, self._item(candidate.item), label) for label, candidate in ((1, positive), (0, negative))]
 
-    def _cut(self, item: Item) -> dict[str, Any]:
-        parts = as_parts(item)
-        if text := parts.get("text"):
-            spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
-            if len(spans) > self.max_tokens:
-                parts["text"] = text[: spans[self.max_tokens - 1][1]]
-        return parts
+    def _item(self, item: Item) -> dict[str, Any]:
+        return cut_item(as_parts(item), self.tokenizer, self.max_tokens)
 
 
 class _Trainer(ShardsWeights, ResumesAdapters, CrossEncoderTrainer):

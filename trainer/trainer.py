@@ -11,9 +11,11 @@ import torch.distributed as dist
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedTokenizerBase
 
 from umarvel_hf.trainer.adapters import ResumesAdapters
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
+from umarvel_hf.trainer.cutting import cut_item
 from umarvel_hf.trainer.losses import EmbeddingLoss, InfoNCE, similarity_of
 from umarvel_hf.trainer.sharding import ShardsWeights
 
@@ -46,9 +48,11 @@ class UMarvelTrainer(ShardsWeights, ResumesAdapters, SentenceTransformerTrainer)
         self, model: SentenceTransformer | None = None, args: UMarvelTrainingArguments | None = None, **kwargs: Any
     ) -> None:
         super().__init__(model=model, args=args, **kwargs)
-        if precision := PRECISIONS.get(self.accelerator.mixed_precision):
-            preprocess = self.data_collator.preprocess_fn
-            self.data_collator.preprocess_fn = partial(with_pictures_in, precision, preprocess)
+        preprocess, precision = self.data_collator.preprocess_fn, PRECISIONS.get(self.accelerator.mixed_precision)
+        if precision is not None:
+            preprocess = partial(with_pictures_in, precision, preprocess)
+        tokenizer = self.model.tokenizer
+        self.data_collator.preprocess_fn = partial(with_texts_cut, tokenizer, self.args.max_text_tokens, preprocess)
         similarity_of(self.model).float()  # whatever a model was cast to, steps of bfloat16 are too coarse for it
         temperatures = [parameter for parameter in similarity_of(self.model).parameters() if parameter.requires_grad]
         if self.args.temperature_learning_rate is not None and not temperatures:
@@ -112,6 +116,17 @@ def with_pictures_in(precision: torch.dtype, preprocess: Callable[..., Any], *ar
     for name in PIXELS & features.keys():
         features[name] = features[name].to(precision)
     return features
+
+
+def with_texts_cut(
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    preprocess: Callable[..., Any],
+    inputs: list[Any],
+    **kwargs: Any,
+) -> Any:
+    """What ``preprocess`` returns for inputs whose texts are no longer than so many tokens."""
+    return preprocess([cut_item(item, tokenizer, max_tokens) for item in inputs], **kwargs)
 
 
 def average_over_ranks(gradient: Tensor) -> Tensor:
