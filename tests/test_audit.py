@@ -146,6 +146,10 @@ PLANTED = {
         lambda root: append(root / POOL, '{"did": "1:9", "txt": "a\\ud800", "img_path": null, "modality": "text"}'),
         ("unreadable line", f"{POOL}:7", "'1:9' has txt 'a\\ud800'"),
     ),
+    "a training query of a task that does not exist": (
+        lambda root: change(root / TRAIN, 3, task_id=99),
+        ("unknown task", f"{TRAIN}:4", "1:103 says 99"),
+    ),
     "a task that does not exist": (
         number_nine,
         ("unknown task", SHADES.replace("task4", "task9"), "task id 9; there are 0 to 8"),

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from umarvel_hf.data import TASK_TYPES
 from umarvel_hf.records import (
     MODALITIES,
     Fields,
@@ -39,7 +40,7 @@ DEFECTS = {
     "missing image": "The item cannot be encoded: unpack the images again or remove its lines.",
     "unreadable image": "Pillow cannot decode it: copy it again or remove its lines.",
     "empty text": "The modality promises a text and there is none: mend the modality or remove the line.",
-    "unknown task": "M-BEIR has no such task id, and its readers refuse the folder: rename or remove the file.",
+    "unknown task": "M-BEIR has no such task id, and its readers refuse it: mend the line, rename or remove the file.",
     "wrong task id": "The task_id is not that of the file's name: find out which holds.",
     "wrong modality": "The modality is not that of the content; it chooses the instruction: mend it.",
     "repeated id": "One id stands on two lines of a file: remove one of them.",
@@ -174,10 +175,13 @@ class Reader:
         while block := list(islice(records, 4096)):
             contents = [(number, *(record[one] for one in list(fields)[:4])) for number, record in block]
             self.look_at_new_images(path, contents)
-            if task := re.fullmatch(r".+_task(\d+)", name) if "task_id" in fields else None:
-                for number, record in block:
-                    if record["task_id"] != int(task[1]):
-                        self.found("wrong task id", path, [f"{record['qid']} says {record['task_id']}"], number)
+            task = re.fullmatch(r".+_task(\d+)", name)
+            for number, record in block if "task_id" in fields else ():
+                said = [f"{record['qid']} says {record['task_id']}"]
+                if task and record["task_id"] != int(task[1]):
+                    self.found("wrong task id", path, said, number)
+                elif not task and record["task_id"] not in TASK_TYPES:
+                    self.found("unknown task", path, said, number)
             columns = [id_array(one[1] for one in contents), np.array([self.row(path, *one) for one in contents], ROW)]
             for lists in ([record.get(one) or [] for _, record in block] for one in LISTS):
                 columns += [np.array([len(dids) for dids in lists]), id_array(did for dids in lists for did in dids)]
