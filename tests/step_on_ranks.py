@@ -11,12 +11,14 @@ ensure_torchvision()
 import torch
 from datasets import Dataset
 from safetensors.torch import save_file
-from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 
+from colours import write_benchmark
 from train_on_ranks import WORDS, whole
+from umarvel_hf.data import MBeir
 from umarvel_hf.encoding import load
 from umarvel_hf.trainer.adapters import Lora, add_lora, last_checkpoint
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
+from umarvel_hf.trainer.evaluator import RetrievalEvaluator
 from umarvel_hf.trainer.trainer import UMarvelTrainer
 
 
@@ -41,14 +43,16 @@ def trained(checkpoint: str, out: Path, kind: str, resume: str | None = None) ->
         use_cpu=True,
         disable_tqdm=True,
     )
-    evaluator = EmbeddingSimilarityEvaluator(texts[:4], texts[4:8], [0.1, 0.2, 0.3, 0.4])
+    benchmark = MBeir(out / f"data-{os.environ['RANK']}")
+    evaluator = RetrievalEvaluator(benchmark, split="test", queries_per_task=2, candidates_per_task=4)
     trainer = UMarvelTrainer(model=model, args=arguments, train_dataset=rows, evaluator=evaluator)
     trainer.train(resume_from_checkpoint=resume)
-    assert resume or sum("eval_spearman_cosine" in logged for logged in trainer.state.log_history) == 2
+    assert resume or sum("eval_union_hit@5" in logged for logged in trainer.state.log_history) == 2
     return {name: whole(parameter) for name, parameter in model.named_parameters()}, trainer
 
 
 def main(checkpoint: str, out: Path, kind: str) -> None:
+    write_benchmark(out / f"data-{os.environ['RANK']}")
     parameters, trainer = trained(checkpoint, out, kind)
     trainer.save_model(str(out / "saved"))
     torch.distributed.barrier()
