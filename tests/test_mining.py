@@ -134,10 +134,10 @@ def test_tables_that_are_there_are_taken_and_others_refused(benchmark, mined, tm
     encoder = DrawnVectors()
     tables = mine_benchmark(encoder, benchmark, tmp_path / "again", depth=DEPTH, seed=SEED, made_by=MADE_BY)
     assert encoder.encoded == [] and rows_of(tables["union"]) == rows_of(mined[0]["union"])
-    with pytest.raises(ValueError, match=r"local.parquet was mined otherwise: depth was 20 and is 5\. Name another"):
+    with pytest.raises(ValueError, match=r"local.parquet was made otherwise: depth was 20 and is 5\. Name another"):
         mine_benchmark(encoder, benchmark, tmp_path / "again", depth=5, seed=SEED, made_by=MADE_BY)
     (tmp_path / "again/local.parquet").unlink()
-    with pytest.raises(ValueError, match=r"union.parquet was mined otherwise: .*; seed was 4 and is 5\. Name"):
+    with pytest.raises(ValueError, match=r"union.parquet was made otherwise: .*; seed was 4 and is 5\. Name"):
         mine_benchmark(encoder, benchmark, tmp_path / "again", pools=["local"], depth=DEPTH, seed=5, made_by=MADE_BY)
     with pytest.raises(ValueError, match="depth is 0; keep at least 1"):
         mine_benchmark(encoder, benchmark, tmp_path / "none", depth=0, seed=SEED, made_by=MADE_BY)

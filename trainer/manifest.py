@@ -3,12 +3,11 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from umarvel_hf.store import whole_file
+from umarvel_hf.store import differences, whole_file
 
 NAME = "manifest.json"
 
@@ -58,9 +57,9 @@ def begin(folder: Path, facts: dict[str, str]) -> Manifest:
         manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no manifest ({error}). Remove {folder} to run this stage anew.") from error
-    if differences := _differences(manifest.facts, facts):
+    if told := differences(manifest.facts, facts):
         raise ValueError(
-            f"{folder} was begun with other settings: {'; '.join(differences)}. Go on with the recipe and the inputs "
+            f"{folder} was begun with other settings: {told}. Go on with the recipe and the inputs "
             "as they were, remove this folder and those after it to run them anew, or name another --out."
         )
     return manifest
@@ -89,8 +88,3 @@ def checksum(path: Path) -> str:
         return "not here"
     parts = [f"{one.relative_to(path)} {checksum(one)}" for one in sorted(path.rglob("*")) if one.is_file()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def _differences(stored: Mapping[str, str], given: Mapping[str, str]) -> list[str]:
-    names = sorted(name for name in {*stored, *given} if stored.get(name) != given.get(name))
-    return [f"{name} was {stored.get(name, 'not given')} and is {given.get(name, 'not given')}" for name in names]

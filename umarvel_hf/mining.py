@@ -123,10 +123,8 @@ def mine(
     facts = {"depth": str(depth), **_digests(queries, candidates), **(facts or {}), **made_by}
     tables = {name: (out / f"{name}.parquet", {"pool": name, **facts}) for name in (*pools, *POOLS)}
     for path, known in tables.values():  # those not asked for, too: what lies side by side was mined alike
-        if path.is_file() and (there := NegativeTable.open(path).facts) != known:
-            different = sorted(name for name in {*there, *known} if there.get(name) != known.get(name))
-            lines = "; ".join(f"{name} was {there.get(name)} and is {known.get(name)}" for name in different)
-            raise ValueError(f"{path} was mined otherwise: {lines}. Name another folder, or remove it.")
+        if path.is_file():
+            NegativeTable.open(path, known)
     files = {name: tables[name] for name in pools}
     folder = vectors or out / "vectors" / _sha256(json.dumps(made_by))[:12]  # not what another model left
     first = PartialState().is_main_process

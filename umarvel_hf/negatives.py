@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from umarvel_hf.data import Pool
 from umarvel_hf.records import Ids, id_array
-from umarvel_hf.store import whole_file
+from umarvel_hf.store import differences, whole_file
 
 GROUP_ROWS = 128  # read at once for one list: a millisecond, where lists have 100 candidates
 TRIALS = 64  # random draws for each negative before the whole pool is looked through
@@ -79,9 +79,12 @@ class NegativeTable:
         self._last: tuple[int, pa.Table] | None = None  # number and rows of the group that was read last
 
     @classmethod
-    def open(cls, path: str | Path) -> "NegativeTable":
-        """Open what :meth:`write` wrote."""
-        return cls(path)
+    def open(cls, path: str | Path, facts: Mapping[str, str] | None = None) -> "NegativeTable":
+        """Open what :meth:`write` wrote; ValueError where ``facts`` are given and it was made otherwise."""
+        table = cls(path)
+        if facts is not None and (told := differences(table.facts, facts)):
+            raise ValueError(f"{path} was made otherwise: {told}. Name another file or folder, or remove it.")
+        return table
 
     @classmethod
     def write(cls, path: str | Path, lists: Iterable[MinedList], facts: Mapping[str, str]) -> "NegativeTable":

@@ -296,12 +296,9 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
 
 
 def _refuse_differences(where: str, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    different = [name for name in sorted({*stored, *asked}) if stored.get(name) != asked.get(name)]
-    if different:
-        lines = [f"  {name}: stored {stored.get(name)!r}, asked for {asked.get(name)!r}" for name in different]
+    if told := differences(stored, asked):
         raise ValueError(
-            f"{where} holds other vectors than those asked for.\n{chr(10).join(lines)}\n"
-            "Name another folder, or remove this one."
+            f"{where} holds other vectors than those asked for: {told}. Name another folder, or remove this one."
         )
 
 
@@ -315,6 +312,13 @@ def _refuse_other_inputs(folder: Path, manifest: Manifest, names: np.ndarray, di
     for at, rows in enumerate(_cut(len(stored), rows_a_shard)):
         inputs = {"digest of the inputs": manifest["shards"][at].get("inputs")}
         _refuse_differences(f"{folder}, shard {at},", inputs, {"digest of the inputs": digest(rows)})
+
+
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """What differs, in words, such as ``"depth was 20 and is 5; seed was 4 and is 5"``; empty where nothing does."""
+    names = [name for name in sorted({*stored, *asked}) if stored.get(name) != asked.get(name)]
+    values = [(name, *(facts.get(name, "not given") for facts in (stored, asked))) for name in names]
+    return "; ".join(f"{name} was {was} and is {now}" for name, was, now in values)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import random
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -71,15 +70,15 @@ def score_table(
             if not path.is_file():
                 answers = _ask(reranker, benchmark, part, [queries[one.qid] for one in part], top, batch_size)
                 NegativeTable.write(path, map(_scored, part, answers, [weight] * len(part)), facts)
-            _opened(path, facts)
+            NegativeTable.open(path, facts)
             logger.info("%s: part %s of %s is judged", out, f"{number + 1:,}", f"{len(parts):,}")
         state.wait_for_everyone()
         if state.is_main_process:
-            NegativeTable.write(out, (one for path in parts for one in _opened(path, facts)), facts)
+            NegativeTable.write(out, (one for path in parts for one in NegativeTable.open(path, facts)), facts)
         state.wait_for_everyone()
     if state.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
-    return _opened(out, facts)
+    return NegativeTable.open(out, facts)
 
 
 def _ask(
@@ -106,11 +105,3 @@ def _scored(one: MinedList, answers: np.ndarray, weight: float) -> MinedList:
         positive_teacher_scores=(one.positive_scores + weight * right).astype(np.float32),
         teacher_scores=(one.scores[: len(rest)] + weight * rest).astype(np.float32),
     )
-
-
-def _opened(path: Path, facts: Mapping[str, str]) -> NegativeTable:
-    table = NegativeTable.open(path)
-    if different := sorted(name for name in {*facts, *table.facts} if facts.get(name) != table.facts.get(name)):
-        lines = [f"  {name}: there {table.facts.get(name)!r}, now {facts.get(name)!r}" for name in different]
-        raise ValueError(f"{path} was made otherwise.\n{chr(10).join(lines)}\nName another file, or remove this one.")
-    return table
