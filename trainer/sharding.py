@@ -2,7 +2,6 @@
 
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin, load_fsdp_model
@@ -73,8 +72,11 @@ class ShardsWeights:
             return
         inner = self.model[0].model
         weights = {name.removeprefix(INNER): tensor for name, tensor in state_dict.items()}
-        with patch.object(inner, "save_pretrained", partial(inner.save_pretrained, state_dict=weights)):
+        inner.save_pretrained = partial(inner.save_pretrained, state_dict=weights)
+        try:
             super()._save(output_dir)  # type: ignore[misc]
+        finally:
+            del inner.save_pretrained  # the class's own again
 
     def _load_from_checkpoint(self, checkpoint_path: str, model: nn.Module | None = None) -> None:
         if model is None:
