@@ -45,14 +45,10 @@ class Judgements(DrawnRows):
         seed: int,
         max_tokens: int = 256,
     ) -> None:
-        empty = {mined.qid for mined in table if not (mined.positives and mined.dids)}
+        taught = {mined.qid for mined in table if mined.positives and mined.dids}
         self.benchmark, self.table, self.tokenizer = benchmark, table, tokenizer
         self.max_tokens = max_tokens
-        numbers = [
-            number
-            for number, query in enumerate(benchmark.train_queries())
-            if query.qid in table and query.qid not in empty
-        ]
+        numbers = [number for number, query in enumerate(benchmark.train_queries()) if query.qid in taught]
         if not numbers:
             raise ValueError(
                 f"{table.path}: none of {len(table):,} lists is of a training query of {benchmark.root} and has a "

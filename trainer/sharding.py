@@ -49,7 +49,7 @@ class ShardsWeights:
             )
         inner = self.model[0].model
         plugin.transformer_cls_names_to_wrap = [type(inner.get_decoder().layers[0]).__name__]
-        plugin.ignored_modules = [module for module in [getattr(inner, "similarity", None)] if module is not None]
+        plugin.ignored_modules = [module for name, module in inner.named_children() if name == "similarity"]
         if plugin.mixed_precision_policy is not None:
             # accelerate would add gradients and return embeddings in the precision of the layers.
             dtype = plugin.mixed_precision_policy.param_dtype

@@ -147,11 +147,11 @@ def run_stage(stage: Stage, folder: Path, context: Context) -> dict[str, Any]:
     try:
         return runs[type(stage)](stage, folder, context)
     except torch.OutOfMemoryError as error:
-        size = "per_device_train_batch_size" if isinstance(stage, Reranker) else "batch_size"
+        sizes = {Embedding: "mini_batch_size", Reranker: "per_device_train_batch_size", Stage: "batch_size"}
+        size = next(name for kind, name in sizes.items() if isinstance(stage, kind))
         raise ValueError(
-            f"stage {stage.name}: {error} Lower {'mini_batch_size' if isinstance(stage, Embedding) else size} and "
-            f"remove {folder}, or lower max_pixels and name another --out. Where memory was only taken by others, the "
-            "same command goes on from the last checkpoint."
+            f"stage {stage.name}: {error} Lower {size} and remove {folder}, or lower max_pixels and name another "
+            "--out. Where memory was only taken by others, the same command goes on from the last checkpoint."
         ) from error
 
 

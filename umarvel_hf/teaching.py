@@ -67,10 +67,11 @@ def score_table(
             part = list(islice(lists, PART))
             if number % state.num_processes != state.process_index:
                 continue
-            if not path.is_file():
+            if path.is_file():
+                NegativeTable.open(path, facts)  # refused now, and not once all others are judged
+            else:
                 answers = _ask(reranker, benchmark, part, [queries[one.qid] for one in part], top, batch_size)
                 NegativeTable.write(path, map(_scored, part, answers, [weight] * len(part)), facts)
-            NegativeTable.open(path, facts)
             logger.info("%s: part %s of %s is judged", out, f"{number + 1:,}", f"{len(parts):,}")
         state.wait_for_everyone()
         if state.is_main_process:

@@ -171,17 +171,15 @@ class Reader:
     def read_file(self, path: Path, name: str, split: str, fields: Fields) -> File:
         """Read a query or pool file, a block of lines at a time, and open the images it names."""
         records = self.parsed(path, lambda path, number, line: _checked(path, number, line, fields))
+        task = re.fullmatch(r".+_task(\d+)", name)
+        right, wrong = ({int(task[1])}, "wrong task id") if task else (set(TASK_TYPES), "unknown task")
         blocks = [tuple(np.empty(0, dtype) for dtype in ("S1", ROW, *(len(LISTS) * ("i8", "S1"))))]
         while block := list(islice(records, 4096)):
             contents = [(number, *(record[one] for one in list(fields)[:4])) for number, record in block]
             self.look_at_new_images(path, contents)
-            task = re.fullmatch(r".+_task(\d+)", name)
             for number, record in block if "task_id" in fields else ():
-                said = [f"{record['qid']} says {record['task_id']}"]
-                if task and record["task_id"] != int(task[1]):
-                    self.found("wrong task id", path, said, number)
-                elif not task and record["task_id"] not in TASK_TYPES:
-                    self.found("unknown task", path, said, number)
+                if record["task_id"] not in right:
+                    self.found(wrong, path, [f"{record['qid']} says {record['task_id']}"], number)
             columns = [id_array(one[1] for one in contents), np.array([self.row(path, *one) for one in contents], ROW)]
             for lists in ([record.get(one) or [] for _, record in block] for one in LISTS):
                 columns += [np.array([len(dids) for dids in lists]), id_array(did for dids in lists for did in dids)]
