@@ -132,8 +132,12 @@ def compare_results(
     )
 
 
-def plot(comparisons: Sequence[Comparison]) -> str:
-    """A forest plot as an SVG file: differences in points, 95 % intervals, verdicts told apart by colour and shape."""
+def plot(comparisons: Sequence[Comparison], *, title: str | None = None) -> str:
+    """A forest plot as an SVG file: differences in points, 95 % intervals, verdicts told apart by colour and shape.
+
+    Args:
+        title: None: says what is compared.
+    """
     if not comparisons:
         raise ValueError("There is no comparison to plot.")
     first = " / ".join(dict.fromkeys(one.first for one in comparisons))
@@ -143,7 +147,7 @@ def plot(comparisons: Sequence[Comparison]) -> str:
     left, right, top, step = 250, 556, 66, 26  # the scale runs from `left` to `right`
     scale = (right - left) / (ticks[-1] - ticks[0])
     bottom = top + step * len(comparisons)
-    title = f"{first} against {second}"
+    title = title or f"{first} against {second}"
     subtitle = "Difference in points and its 95 % interval, by task"
     parts = [OPEN.format(width=720, height=bottom + 66, title=title, subtitle=subtitle, style=STYLE)]
     for tick in ticks:
