@@ -104,7 +104,7 @@ def test_neighbours_are_looked_up_in_the_mined_lists(recipe, benchmark, pairs, t
     monkeypatch.setattr(BlockBatchSampler, "_check", lambda self, *given: samplers.append(self) or check(self, *given))
     captions = {"captions": str(pairs / "captions.jsonl")}
     stages = [
-        {"name": "mined", "kind": "mine", "depth": 18},
+        {"name": "mined", "kind": "mine", "depth": 18, "groups": ["1 task 0"]},
         {"name": "hard", "kind": "contrastive", "data": [captions, {"mbeir": ["1 task 0"]}], "batches": 3,
          "neighbours": {"table": "mined", "rows": 3}, "training": {**TRAINING, "max_steps": 2}},
     ]  # fmt: skip
@@ -112,12 +112,19 @@ def test_neighbours_are_looked_up_in_the_mined_lists(recipe, benchmark, pairs, t
     (sampler,) = samplers
     queries = [query for query in benchmark.train_queries() if query.group == "1 task 0"]
     table, captioned = NegativeTable.open(tmp_path / "run/1-mined/local.parquet"), len(COLOURS)
+    assert sorted(table.qids) == sorted(query.qid for query in queries)
     assert (sampler._neighbours[:captioned] == -1).all() and sampler._together == 3
     for query, beside in zip(queries, sampler._neighbours[captioned:].tolist(), strict=True):
         wanted = [did for did in table[query.qid].dids if any(did in other.positives for other in queries)]
         found = [queries[row - captioned] for row in beside if row != -1]
         assert found and wanted[0] in found[0].positives
         assert all(set(other.positives) & set(wanted) for other in found)
+
+
+def test_mining_queries_of_a_group_that_is_not_there_is_refused(recipe, benchmark, tmp_path):
+    path = recipe(stages=[{"name": "mined", "kind": "mine", "groups": ["1 task 0", "9 task 0"]}])
+    with pytest.raises(ValueError, match=r"stage mined: .*train.jsonl has no queries of \['9 task 0'\]; name others"):
+        train(path, tmp_path / "run", benchmark=benchmark)
 
 
 @pytest.fixture

@@ -122,16 +122,19 @@ def _count(stage: Training, context: Context) -> int | None:
     try:
         if isinstance(stage, Contrastive):
             return sum(round(one.weight * len(source_of(one, context))) for one in stage.data)
-        queries = len(context.data.train_queries())
+        name = stage.negatives.table if isinstance(stage, HardNegatives) else getattr(stage, "table", None)
+        while name is not None:
+            table = context.recipe.stage(name)
+            if isinstance(table, Mine):
+                return _mined(table, context)
+            name = getattr(table, "table", None)
+        return len(context.data.train_queries())
     except OSError:
         return None
-    share = 1.0
-    name = stage.negatives.table if isinstance(stage, HardNegatives) else getattr(stage, "table", None)
-    while name is not None:
-        table = context.recipe.stage(name)
-        share = context.share(table) if isinstance(table, Mine) else share
-        name = getattr(table, "table", None)
-    return round(queries * share)
+
+
+def _mined(stage: Mine, context: Context) -> int:
+    return round(len(context.queries(stage)) * context.share(stage))
 
 
 def _queries(stage: Stage, context: Context) -> str:
@@ -140,7 +143,7 @@ def _queries(stage: Stage, context: Context) -> str:
     mined = stage if isinstance(stage, Mine) else context.recipe.stage(stage.table)
     assert isinstance(mined, Mine)
     try:
-        return f"{round(len(context.data.train_queries()) * context.share(mined)):,}"
+        return f"{_mined(mined, context):,}"
     except OSError:
         return UNKNOWN
 

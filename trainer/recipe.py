@@ -188,8 +188,14 @@ class Contrastive(Embedding):
 
 @dataclass(frozen=True, kw_only=True)
 class Mine(Stage):
-    """Rank the training pools for every training query with the model so far (recipe.md §6.1–6.3)."""
+    """Rank the training pools for training queries with the model so far (recipe.md §6.1–6.3).
 
+    Args:
+        groups: Queries of these only; None: all.
+        pools, depth, share: See :func:`umarvel_hf.mining.mine_benchmark`.
+    """
+
+    groups: list[str] | None = None
     pools: list[Pool] = field(default_factory=lambda: ["local", "union"])
     depth: int = 100
     share: float = 1.0

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from umarvel_hf.checkpoint import model_card
-from umarvel_hf.data import MBeir
+from umarvel_hf.data import MBeir, Query
 from umarvel_hf.emoji.cache import cache_dir
 from umarvel_hf.encoding import load
 from umarvel_hf.evaluation.benchmark import evaluate_benchmark
@@ -113,6 +113,13 @@ class Context:
     def share(self, stage: Mine) -> float:
         """Of the training queries that are mined; a trial has few, and mines them all."""
         return stage.share if self.max_steps is None else 1.0
+
+    def queries(self, stage: Mine) -> list[Query]:
+        """The training queries that a stage mines, before a share of them is drawn."""
+        queries, wanted = self.data.train_queries(), stage.groups
+        if missing := sorted(set(wanted or ()) - {query.group for query in queries}):
+            raise ValueError(f"stage {stage.name}: {self.data.train_path} has no queries of {missing}; name others.")
+        return [query for query in queries if wanted is None or query.group in wanted]
 
     def tables(self, name: str) -> dict[str, NegativeTable]:
         """The mined lists that a stage left, by pool."""
@@ -228,6 +235,7 @@ def _mined(stage: Mine, context: Context, model: SentenceTransformer, folder: Pa
         model,
         context.data,
         folder,
+        queries=context.queries(stage),
         pools=stage.pools,
         depth=stage.depth,
         share=context.share(stage),
