@@ -55,9 +55,9 @@ def test_rows_and_steps_are_those_of_the_recipe(recipe, benchmark, tmp_path):
     assert told["first"][:4] == ["Contrastive", f"{rows}", f"{batch}", f"{2 * (rows // batch)}"]
     assert told["mined"][:2] == ["Mine", "9"]
     assert told["hard"][:4] == ["HardNegatives", "9", f"{2 * batch}", "5"]
-    few = recipe(stages=[STAGES[0], {**STAGES[1], "groups": ["1 task 0"]}, STAGES[2]])
+    few = recipe(stages=[{**STAGES[1], "groups": ["1 task 0"], "share": 1.0}, STAGES[2]])
     told = table(describe(few, tmp_path / "run", benchmark=benchmark))
-    assert (told["mined"][1], told["hard"][1]) == ("3", "3")
+    assert (told["mined"][1], told["hard"][1]) == ("6", "6")
     assert not (tmp_path / "run").exists()
     two = table(describe(recipe(stages=STAGES[:1]), tmp_path / "run", benchmark=benchmark, ranks=2))
     assert two["first"][2:4] == [f"{2 * batch}", f"{2 * (rows // (2 * batch))}"]  # the rest fills no step
