@@ -99,6 +99,8 @@ def mine(
 ) -> dict[str, NegativeTable]:
     """Encode queries and candidates once and write what every query finds in every pool to ``out/<pool>.parquet``.
 
+    Candidates that are in no pool that is searched are not encoded, unless they are right answers.
+
     Of several processes each encodes a part and the first searches; all see one file system. Stopped anywhere and
     called again, it goes on where it stopped, and takes tables that are there already.
 
@@ -127,20 +129,22 @@ def mine(
             NegativeTable.open(path, known)
     files = {name: tables[name] for name in pools}
     folder = vectors or out / "vectors" / _sha256(json.dumps(made_by))[:12]  # not what another model left
+    needed = _needed(pools, answers, len(candidates.dids))
+    searched, asked = folder / f"candidates-{hashlib.sha256(needed).hexdigest()[:12]}", folder / "queries"
     first = PartialState().is_main_process
     encode = partial(
         _encode, encoder, made_by=made_by, root=candidates.root, batch_size=batch_size, show_progress_bar=show_progress
     )
     if not all(path.is_file() for path, _ in files.values()):
         with _meeting() as wait:
-            encode(folder / "candidates", candidates.dids, candidates.items)
+            encode(searched, candidates.dids[needed], lambda rows: candidates.items(needed[rows]))
             qids = as_ids(queries.qids)
-            encode(folder / "queries", qids, _rows_of(queries.items), instructions=queries.instructions)
+            encode(asked, qids, _rows_of(queries.items), instructions=queries.instructions)
             wait()
             if first:
                 with ExitStack() as stack:
                     add = {name: stack.enter_context(table_writer(*file)) for name, file in files.items()}
-                    found = _search(queries, answers, candidates, folder, pools, depth, memory)
+                    found = _search(queries, answers, candidates, needed, searched, asked, pools, depth, memory)
                     for name, one in tqdm(found, "lists", len(pools) * len(answers), disable=not show_progress):
                         add[name](one)
             wait()
@@ -251,20 +255,24 @@ def _search(
     queries: Queries,
     answers: Sequence[np.ndarray],
     candidates: Candidates,
-    folder: Path,
+    needed: np.ndarray,
+    searched: Path,
+    asking: Path,
     pools: Mapping[str, Mapping[str, np.ndarray | None]],
     depth: int,
     memory: int,
 ) -> Iterator[tuple[str, MinedList]]:
     """The lists of every query, in order, each with its pool's name; a block of queries searches in one pass."""
-    vectors, place = _opened(folder / "candidates", len(candidates.dids))
-    asked, asked_place = _opened(folder / "queries", len(answers))
-    digests = candidates.digests[np.argsort(place)]
+    vectors, stored = _opened(searched, len(needed))
+    asked, asked_place = _opened(asking, len(answers))
+    digests = candidates.digests[needed[np.argsort(stored)]]
+    place = np.full(len(candidates.dids), -1)
+    place[needed] = stored
     local = {
         name: {group: None if at is None else np.sort(place[at]) for group, at in of_group.items()}
         for name, of_group in pools.items()
     }
-    k = min(depth + _room(answers, candidates.digests), len(place))
+    k = min(depth + _room(answers, candidates.digests), len(needed))
     block = max(1, memory // 2 // (4 * vectors.dimension + k * (20 * len(pools) + 32)))  # as search_store counts
     for start in range(0, len(answers), block):
         here = range(start, min(start + block, len(answers)))
@@ -288,6 +296,17 @@ def _search(
                     left = np.flatnonzero((ranked >= 0) & ~np.isin(digests[ranked], digests[at]))[:depth]
                     dids = _names(vectors.ids[ranked[left]])
                     yield name, MinedList(queries.qids[row], *right, dids, ranking.scores[number][left])
+
+
+def _needed(
+    pools: Mapping[str, Mapping[str, np.ndarray | None]], answers: Sequence[np.ndarray], count: int
+) -> np.ndarray:
+    """Sorted positions of the candidates that are searched, and of the right answers."""
+    needed = np.zeros(count, dtype=bool)
+    needed[np.concatenate(answers)] = True
+    for at in (at for of_group in pools.values() for at in of_group.values()):
+        needed[slice(None) if at is None else at] = True
+    return np.flatnonzero(needed)
 
 
 def _names(dids: np.ndarray) -> tuple[str, ...]:
