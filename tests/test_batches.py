@@ -2,7 +2,6 @@
 
 from collections import Counter
 
-import numpy as np
 import pytest
 from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
@@ -109,27 +108,6 @@ def test_groups_that_come_first_open_the_first_round_only():
 
     assert groups_in_order(0) == 28 * ["c"] + 12 * ["a"] + 8 * ["b"]
     assert groups_in_order(1) != sorted(groups_in_order(1), key="cab".index)
-
-
-def test_neighbours_stand_together_and_every_row_still_comes_once():
-    groups, pairs = 24 * ["a"] + 16 * ["b"], np.arange(40).reshape(-1, 2)
-    neighbours = np.full((40, 3), -1)
-    neighbours[pairs[:, 0], 0] = pairs[:, 1]  # of every pair, the one knows the other
-    neighbours[pairs[:, 1], 1] = pairs[:, 0]
-    settings = {"groups": groups, "block_size": 4, "neighbours": neighbours, "together": 2}
-    for epoch in range(3):
-        rows = flat([epoch], **settings)
-        assert sorted(rows) == list(range(40))
-        assert all(first // 2 == second // 2 for first, second in zip(rows[::2], rows[1::2], strict=True))
-    assert flat([0], **settings) != flat([1], **settings) and flat([1], **settings) == flat([1], **settings)
-    assert sorted(flat(range(2), **settings | {"batch_size": 4})) == sorted([*range(40), *range(40)])
-
-
-def test_a_row_takes_its_first_neighbours_that_are_left():
-    circle = np.array([[(row + step) % 9 for step in (1, 2, 3)] for row in range(9)])
-    rows = flat([0], groups=9 * ["a"], block_size=3, batch_size=9, neighbours=circle, together=3)
-    blocks = [[(row - block[0]) % 9 for row in block] for block in (rows[:3], rows[3:6], rows[6:])]
-    assert [0, 1, 2] in blocks and sorted(rows) == list(range(9))  # the one that was drawn first had all its own left
 
 
 def test_batches_that_would_mix_columns_are_refused():

@@ -18,7 +18,6 @@ from umarvel_hf.trainer.recipe import (
     HardNegatives,
     Instructions,
     Mine,
-    Neighbours,
     Nli,
     Reranker,
     Score,
@@ -219,27 +218,6 @@ def test_a_key_that_no_one_reads_is_refused(recipe, changed, message):
 def test_stages_that_do_not_fit_together_are_refused_by_name(stages, path, value, message):
     with pytest.raises(ValueError, match=message):
         read_recipe(stages(path, value))
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"rows": 1}, "neighbours: rows is 1; give 2 to 3, as many rows of one group"),
-        ({"rows": 4}, "neighbours: rows is 4; give 2 to 3"),
-        ({"table": "all"}, "table 'all' is no earlier stage of kind mine or score"),
-        ({"filters": {"veto": 0.5}}, "filters.veto asks a re-ranker's answers, which stage 'mined' has not"),
-        ({"rows": 3}, None),
-    ],
-)
-def test_neighbours_that_cannot_stand_together_are_refused(recipe, changed, message):
-    hard = {"name": "hard", "kind": "contrastive", "data": [{"mbeir": "all"}], "batches": 3, "training": TRAINING}
-    mined = {"name": "mined", "kind": "mine", "depth": 20}
-    path = recipe(stages=[mined, {**hard, "neighbours": {"table": "mined", "rows": 3} | changed}])
-    if message is None:
-        assert read_recipe(path).stage("hard").neighbours == Neighbours("mined", 3)
-    else:
-        with pytest.raises(ValueError, match=message):
-            read_recipe(path)
 
 
 def test_an_attention_kernel_is_refused_where_its_package_is_not_here(stages, monkeypatch):

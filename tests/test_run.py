@@ -28,7 +28,6 @@ from umarvel_hf.encoding import encode, load
 from umarvel_hf.fetch import Unreachable
 from umarvel_hf.negatives import NegativeTable
 from umarvel_hf.reranker_checkpoint import new_reranker
-from umarvel_hf.trainer.batches import BlockBatchSampler
 from umarvel_hf.trainer.estimate import describe
 from umarvel_hf.trainer.losses import DistillKL, InfoNCE
 from umarvel_hf.trainer.recipe import Mine, Training
@@ -98,27 +97,11 @@ def recipe(tmp_path):
     return write
 
 
-def test_neighbours_are_looked_up_in_the_mined_lists(recipe, benchmark, pairs, tmp_path, monkeypatch):
-    """Captions come first, so that rows of the benchmark are not numbered as their queries are."""
-    samplers, check = [], BlockBatchSampler._check
-    monkeypatch.setattr(BlockBatchSampler, "_check", lambda self, *given: samplers.append(self) or check(self, *given))
-    captions = {"captions": str(pairs / "captions.jsonl")}
-    stages = [
-        {"name": "mined", "kind": "mine", "depth": 18, "groups": ["1 task 0"]},
-        {"name": "hard", "kind": "contrastive", "data": [captions, {"mbeir": ["1 task 0"]}], "batches": 3,
-         "neighbours": {"table": "mined", "rows": 3}, "training": {**TRAINING, "max_steps": 2}},
-    ]  # fmt: skip
+def test_queries_of_some_groups_are_mined(recipe, benchmark, tmp_path):
+    stages = [{"name": "mined", "kind": "mine", "depth": 18, "groups": ["1 task 0"], "pools": ["local"]}]
     train(recipe(stages=stages), tmp_path / "run", benchmark=benchmark)
-    (sampler,) = samplers
-    queries = [query for query in benchmark.train_queries() if query.group == "1 task 0"]
-    table, captioned = NegativeTable.open(tmp_path / "run/1-mined/local.parquet"), len(COLOURS)
-    assert sorted(table.qids) == sorted(query.qid for query in queries)
-    assert (sampler._neighbours[:captioned] == -1).all() and sampler._together == 3
-    for query, beside in zip(queries, sampler._neighbours[captioned:].tolist(), strict=True):
-        wanted = [did for did in table[query.qid].dids if any(did in other.positives for other in queries)]
-        found = [queries[row - captioned] for row in beside if row != -1]
-        assert found and wanted[0] in found[0].positives
-        assert all(set(other.positives) & set(wanted) for other in found)
+    asked = {query.qid for query in benchmark.train_queries() if query.group == "1 task 0"}
+    assert set(NegativeTable.open(tmp_path / "run/1-mined/local.parquet").qids) == asked
 
 
 def test_mining_queries_of_a_group_that_is_not_there_is_refused(recipe, benchmark, tmp_path):

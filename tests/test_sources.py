@@ -169,29 +169,6 @@ def test_negatives_come_from_each_pool_by_its_strategy_and_no_list_twice(root, t
         Choice(choice.strategies, tasks={"1 task 3": {"strategy": "window"}})
 
 
-def test_neighbours_are_the_rows_that_look_for_what_was_mined(root, tmp_path):
-    benchmark = MBeir(root)
-    source = MBeirRows(benchmark)
-    row_of = {query.qid: number for number, query in enumerate(source.queries)}  # in this order, whatever the rows' is
-    lists = {query.qid: () for query in source.queries}
-    (asks_red, red), (asks_green, green), (other, elsewhere) = (
-        (query.qid, query.positives[0]) for query in (source.queries[0], source.queries[1], source.queries[-1])
-    )
-    lists |= {asks_red: (green, elsewhere, "1:3"), asks_green: ("1:3", red)}
-    mined = table(benchmark, tmp_path / "t.parquet", **lists)
-    found = source.neighbours(mined, Filters(), 2)
-    groups = source.groups
-    assert found.shape == (len(source), 2) and groups[row_of[other]] != groups[row_of[asks_red]]
-    assert found[row_of[asks_red], 0] == row_of[asks_green]  # the one after it is of another group
-    for row, beside in enumerate(found.tolist()):
-        kept = [one for one in beside if one != -1]
-        assert row not in kept and {groups[one] for one in kept} <= {groups[row]}
-    assert found[row_of[asks_green]].tolist()[1] == row_of[asks_red]
-    assert found[row_of[other]].tolist() == [-1, -1]
-    filtered = source.neighbours(mined, Filters(max_score=0.5), 2)
-    assert row_of[asks_green] not in filtered[row_of[asks_red]]
-
-
 def test_queries_that_a_table_lacks_are_no_rows(root, tmp_path):
     benchmark = MBeir(root)
     whole = table(benchmark, tmp_path / "t.parquet")

@@ -37,10 +37,6 @@ class BlockBatchSampler(DefaultBatchSampler):
             round and the others in the next.
         batches_per_epoch: Of all ranks together; None: as many as a round fills.
         columns: The columns of every group's rows, if they differ: no step may then mix them.
-        neighbours: (N, M) int; for every row, rows of its group that shall stand beside it, the first before the
-            others, padded with -1. Each row is still drawn as often as before: one takes along those of its neighbours
-            that have not been drawn in the same pass. None: rows stand together as chance has it.
-        together: How many rows, at most, stand together as neighbours.
         ranks: None: as many as there are.
         host: As the host passes them: ``batch_size``, ``drop_last``, ``valid_label_columns``, ``generator``,
             ``seed``.
@@ -56,8 +52,6 @@ class BlockBatchSampler(DefaultBatchSampler):
         weights: Mapping[str, float] | None = None,
         batches_per_epoch: int | None = None,
         columns: Mapping[str, Sequence[str]] | None = None,
-        neighbours: np.ndarray | None = None,
-        together: int = 1,
         ranks: int | None = None,
         **host: Any,
     ) -> None:
@@ -72,7 +66,6 @@ class BlockBatchSampler(DefaultBatchSampler):
             if unknown := sorted(set(named) - numbers.keys()):
                 raise ValueError(f"Groups {unknown} {what}, but there are only {sorted(numbers)}.")
         self._first, self._block_size = list(first), block_size
-        self._neighbours, self._together = neighbours, together
         self._weights = {group: Fraction(str((weights or {}).get(group, 1))) for group in numbers}
         self._check(columns or {}, ranks := get_world_size() if ranks is None else ranks)
         whole = int(sum(weight * len(self._rows_of[group]) for group, weight in self._weights.items()))
@@ -149,19 +142,5 @@ class BlockBatchSampler(DefaultBatchSampler):
         """A stretch of a group's rows, which come in a new order again and again."""
         rows, number = self._rows_of[group], list(self._rows_of).index(group)
         passes = range(begin // len(rows), -(-end // len(rows)))
-        orders = [self._order(rows, np.random.default_rng((self.seed, number, one, 1))) for one in passes]
+        orders = [np.random.default_rng((self.seed, number, one, 1)).permutation(rows) for one in passes]
         return np.concatenate([rows[:0], *orders])[begin - passes.start * len(rows) :][: end - begin]
-
-    def _order(self, rows: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-        """A group's rows, each once, in a new order."""
-        order = draw.permutation(rows)
-        if self._neighbours is None:
-            return order
-        waiting, placed = set(order.tolist()), []
-        for row in order.tolist():
-            if row in waiting:
-                waiting.remove(row)
-                beside = [one for one in self._neighbours[row].tolist() if one in waiting][: self._together - 1]
-                waiting.difference_update(beside)
-                placed += [row, *beside]
-        return np.array(placed)

@@ -107,24 +107,6 @@ class Negatives:
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """Batches in which queries meet whose answers were mined for each other, as hard negatives that cost nothing.
-
-    Args:
-        table: The stage that mined them, ``mine`` or ``score``; its local lists are read.
-        rows: How many queries, at most, stand together.
-        filters: See :class:`umarvel_hf.negatives.Filters`.
-
-    References:
-        https://arxiv.org/abs/2505.11293, which cuts the batches out of such a graph of neighbours.
-    """
-
-    table: str
-    rows: int
-    filters: Filters = field(default_factory=Filters)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One step of a recipe; ``name`` is that of its folder and how others refer to it."""
@@ -171,12 +153,10 @@ class Contrastive(Embedding):
     Args:
         data: One or more; each has a weight, how often its rows come in an epoch.
         symmetric: Candidates look for their queries, too (§4.4).
-        neighbours: Which queries of the benchmark stand together; None: as chance has it.
         optional: Leave the stage out where its data have to be fetched and cannot be.
     """
 
     data: list[Data]
-    neighbours: Neighbours | None = None
     symmetric: bool = False
     optional: bool = False
 

@@ -30,7 +30,6 @@ from umarvel_hf.trainer.recipe import (
     Embedding,
     HardNegatives,
     Mine,
-    Neighbours,
     Nli,
     Recipe,
     Reranker,
@@ -157,8 +156,6 @@ def _misfits(stage: Stage, earlier: Mapping[str, Stage], recipe: Recipe) -> Iter
         yield from _batch_misfits(stage)
     if isinstance(stage, Contrastive):
         yield from _data_misfits(stage.data)
-    if isinstance(stage, Contrastive) and stage.neighbours is not None:
-        yield from _neighbour_misfits(stage, stage.neighbours, earlier)
     if isinstance(stage, Reranker) and stage.max_text_tokens < 1:
         yield f"max_text_tokens is {stage.max_text_tokens}; give at least 1."
     if isinstance(stage, Reranker) and isinstance(earlier.get(stage.base or ""), Mine | Score):
@@ -216,18 +213,6 @@ def _batch_misfits(stage: Embedding) -> Iterable[str]:
         yield f"batches of blocks of {stage.batches} rows do not fill a batch of {size}; choose a divisor."
     if stage.temperature == "fixed" and stage.training.get("temperature_learning_rate") is not None:
         yield "temperature is fixed, but training gives it a temperature_learning_rate; leave one out."
-
-
-def _neighbour_misfits(stage: Contrastive, wanted: Neighbours, earlier: Mapping[str, Stage]) -> Iterable[str]:
-    yield from _table_misfits(wanted.table, earlier, (Mine, Score), "local")
-    size = stage.training.get("per_device_train_batch_size", 8)
-    block = {"mixed": 1, "per_task": size}.get(str(stage.batches), stage.batches)
-    if not 2 <= wanted.rows <= block:
-        yield f"neighbours: rows is {wanted.rows}; give 2 to {block}, as many rows of one group as stand together."
-    if stage.only_pairs:
-        yield "neighbours are mined for training queries of the benchmark, but data has none; name them by mbeir."
-    if wanted.filters.veto is not None and not isinstance(earlier[wanted.table], Score):
-        yield f"filters.veto asks a re-ranker's answers, which stage {wanted.table!r} has not; name a score stage."
 
 
 def _negative_misfits(stage: HardNegatives, earlier: Mapping[str, Stage]) -> Iterable[str]:

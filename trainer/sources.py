@@ -2,10 +2,8 @@
 
 import logging
 import random
-from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from itertools import compress, islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,8 +20,6 @@ from umarvel_hf.trainer.views import Screened
 __all__ = ["Choice", "MBeirRows", "Pairs", "Quarantine", "Source", "TeacherLists"]
 
 logger = logging.getLogger(__name__)
-
-NO_ROW = -1
 
 
 class Source(Protocol):
@@ -223,27 +219,6 @@ class MBeirRows(_TrainQueries):
                 raise ValueError(f"{self._path}: {qid!r}: {reason}")
             logger.warning("%s: %r keeps its first negatives: %s", self._path, qid, reason)
         self._kept_lists = frozenset(reasons)
-
-    def neighbours(self, table: NegativeTable, filters: Filters, most: int) -> np.ndarray:
-        """For every row the rows of its group that look for what was mined for it: (N, most) int32, padded with -1.
-
-        Those of the best candidates come first, one a candidate. Rows whose query the table lacks have none.
-        """
-        asking = defaultdict[tuple[str, str], list[int]](list)
-        for number, query in enumerate(self.queries):
-            for did in dict.fromkeys(query.positives):
-                asking[self.groups[number], did].append(number)
-        found = np.full((len(self), most), NO_ROW, dtype=np.int32)
-        for number, query in enumerate(self.queries):
-            if query.qid not in table:
-                continue
-            mined = table[query.qid]
-            kept = ~np.any([np.zeros(len(mined.dids), dtype=bool), *filters.removed(mined).values()], axis=0)
-            askers = (asking.get((self.groups[number], did)) for did in compress(mined.dids, kept))
-            beside = dict.fromkeys(rows[number % len(rows)] for rows in askers if rows)
-            first = list(islice((row for row in beside if row != number), most))
-            found[number, : len(first)] = first
-        return found
 
     def rows(self, numbers: Sequence[int], seed: int, epoch: int) -> list[dict[str, Any]]:
         return [self._drawn(number, seed, epoch) for number in numbers]

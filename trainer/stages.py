@@ -11,7 +11,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from sentence_transformers import CrossEncoder, SentenceTransformer, SentenceTransformerTrainer
@@ -48,7 +47,6 @@ from umarvel_hf.trainer.recipe import (
     Embedding,
     HardNegatives,
     Mine,
-    Neighbours,
     Nli,
     Recipe,
     Reranker,
@@ -58,13 +56,12 @@ from umarvel_hf.trainer.recipe import (
 )
 from umarvel_hf.trainer.reranker import Judgements, train_reranker
 from umarvel_hf.trainer.rows import TrainingRows
-from umarvel_hf.trainer.sources import NO_ROW, Choice, MBeirRows, Source, TeacherLists
+from umarvel_hf.trainer.sources import Choice, MBeirRows, Source, TeacherLists
 from umarvel_hf.trainer.trainer import UMarvelTrainer
 
 logger = logging.getLogger(__name__)
 
 TRIAL_ROWS = 4  # of a batch, at most
-CHOICE = 4  # times as many neighbours of a row are known as stand beside it, for some were drawn before it
 TRAIN_FILES = (
     "query/union_train/mbeir_union_up_train.jsonl",
     "cand_pool/global/mbeir_union_train_cand_pool.jsonl",
@@ -171,22 +168,8 @@ def _contrastive(stage: Contrastive, folder: Path, context: Context) -> dict[str
     for one, source in zip(stage.data, sources, strict=True):
         weights |= dict.fromkeys(source.groups, one.weight)
     rows = _rows(sources, stage, context)
-    order: dict[str, Any] = {"weights": weights}
-    if stage.neighbours is not None:
-        order |= {"neighbours": _neighbours(stage.neighbours, rows, context), "together": stage.neighbours.rows}
-    return _train_embedder(stage, folder, context, rows, partial(InfoNCE, symmetric=stage.symmetric), **order)
-
-
-def _neighbours(wanted: Neighbours, rows: TrainingRows, context: Context) -> np.ndarray:
-    """(N, M) int32: for every row those that shall stand beside it, as numbers of all rows."""
-    table, most = context.tables(wanted.table)["local"], wanted.rows * CHOICE
-    found = [np.full((0, most), NO_ROW, dtype=np.int32)]
-    for source in rows.sources:
-        own = np.full((len(source), most), NO_ROW, dtype=np.int32)
-        if isinstance(source, MBeirRows):
-            own = source.neighbours(table, wanted.filters, most)
-        found.append(np.where(own == NO_ROW, own, own + sum(map(len, found))))
-    return np.concatenate(found)
+    loss = partial(InfoNCE, symmetric=stage.symmetric)
+    return _train_embedder(stage, folder, context, rows, loss, weights=weights)
 
 
 def _hard_negatives(stage: HardNegatives, folder: Path, context: Context) -> dict[str, Any]:
@@ -320,14 +303,11 @@ def _train_embedder(
     rows: TrainingRows,
     loss: Callable[..., nn.Module],
     *,
+    weights: Mapping[str, float] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-    **order: Any,
+    batches_per_epoch: int | None = None,
 ) -> dict[str, Any]:
-    """Train from the last checkpoint on, merge the adapter if there is one, measure.
-
-    Args:
-        order: Arguments of the ``BlockBatchSampler``, besides those of all stages.
-    """
+    """Train from the last checkpoint on, merge the adapter if there is one, measure."""
     recipe = context.recipe
     model = load(str(context.model), device="cpu", model_kwargs=_weights(stage))
     learned = stage.temperature == "learned"
@@ -344,8 +324,9 @@ def _train_embedder(
         groups=rows.groups,
         block_size=block_size if context.max_steps is None else min(block_size, batch_size),
         first=stage.first,
+        weights=weights,
         columns=rows.columns,
-        **order,
+        batches_per_epoch=batches_per_epoch,
     )
     arguments = UMarvelTrainingArguments(
         output_dir=str(folder / "checkpoints"), seed=recipe.seed, batch_sampler=sampler, **given
