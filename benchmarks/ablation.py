@@ -1,0 +1,382 @@
+"""What each part of the recipe does: a training with one part changed, against one without the change.
+
+    python benchmarks/ablation.py --out runs/ablation                # all arms, three seeds; stopped, it goes on
+    python benchmarks/ablation.py --out runs/ablation --arms causal --seeds 1
+    python benchmarks/ablation.py                                    # table and plot of what ablation.jsonl has
+
+Every run trains the tiny model on the embedded benchmark in a process of its own on one thread, and then measures the
+test split on local and union pools. Runs that are compared take the steps that fit the same CPU seconds, and batches of
+the same mix of tasks. CPU seconds include the data workers, mining and the making of the start, not the measuring.
+Seeds set weights, order, draws and changes to pictures.
+
+`ablation.jsonl` beside this file gets a line a run, with whether every test query found a right answer first or among
+five. An arm is compared with its control over the same queries: of either the mean over the seeds, query by query, in a
+paired randomisation test, Holm-corrected for all cells of the table. Queries are one kind of luck, seeds the other: a
+difference counts as shown only where all pairs of seeds agree on its sign, too.
+"""
+
+import argparse
+import base64
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from umarvel_hf.data import MBeir
+    from umarvel_hf.evaluation.significance import Comparison
+
+HERE = Path(__file__).parent
+RESULTS, TABLE, PLOT = (
+    HERE / "ablation.jsonl",
+    HERE.parent / "docs/ablation-table.md",
+    HERE.parent / "docs/ablation.svg",
+)
+SEEDS = (1, 2, 3)
+SETS = {"scenes": "scenes", "emojiseen": "S", "emojiunseen": "U"}
+POOLS, METRICS = ("local", "union"), ("hit@1", "hit@5")
+
+AUGMENTATION = {"shift": 0.04, "scale": 0.1, "colour": 0.3, "greyscale": 0.1}
+TRAINING = {
+    "per_device_train_batch_size": 96,
+    "learning_rate": 1.0e-3,
+    "temperature_learning_rate": 2.0e-3,
+    "adam_beta2": 0.98,
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_steps": 30,
+    "weight_decay": 0.05,
+    "use_cpu": True,
+    "logging_steps": 10,
+    "save_steps": 50,
+    "save_total_limit": 1,
+    "dataloader_num_workers": 1,
+    "report_to": "none",
+}
+LAST = {"lr_scheduler_type": "cosine"}
+
+
+def infonce(name: str, groups: str | list[str], steps: int, **changed: Any) -> dict[str, Any]:
+    """A stage of InfoNCE on training queries of all groups, or of some."""
+    training = {**TRAINING, "max_steps": steps, **changed.pop("training", {})}
+    stage = {"name": name, "kind": "contrastive", "data": [{"mbeir": groups}], "batches": 48}
+    return {**stage, "augmentation": AUGMENTATION, "training": training, **changed}
+
+
+def progressive(**changed: Any) -> list[dict[str, Any]]:
+    """Texts, then captions and their pictures, then everything asked for by instructions; ``changed`` in all stages."""
+    training = changed.pop("training", {})
+    return [
+        infonce("texts", ["102 task 1"], 120, **changed, training=training),
+        infonce("captions", ["102 task 0"], 110, **changed, training=training),
+        infonce("instructions", "all", 125, **changed, training={**LAST, **training}),
+    ]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Args:
+        control: The arm that it is compared with; None: it is a control itself.
+        stages: Of the recipe.
+        model: Fields of the checkpoint's configuration that are not as usual.
+        masked: Whether right answers of other rows are left out of a row's negatives.
+    """
+
+    control: str | None
+    stages: list[dict[str, Any]]
+    model: Mapping[str, Any] | None = None
+    masked: bool = True
+
+
+ONE, THREE = "one stage", "progressive transition"
+NO_SPAN = {"instruction_start_token_id": None, "instruction_end_token_id": None}
+FIXED = {"temperature": "fixed", "training": {"temperature_learning_rate": None}}
+ARMS = {
+    ONE: Arm(None, [infonce("instructions", "all", 272, training=LAST)]),
+    THREE: Arm(ONE, progressive()),
+    "causal attention": Arm(THREE, progressive(), model={"bidirectional": False}),
+    "last token": Arm(THREE, progressive(), model={"pooling": "last"}),
+    "instruction pooled": Arm(THREE, progressive(), model=NO_SPAN),
+    "fixed temperature": Arm(THREE, progressive(**FIXED)),
+    "right answers unmasked": Arm(THREE, progressive(), masked=False),
+    "rows of tasks mixed": Arm(THREE, progressive(batches="mixed")),
+    "one task a batch": Arm(THREE, progressive(batches="per_task")),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="folder of the runs, 40 MB each")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="default: all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once (default: %(default)s)")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # what a process of its own is told
+    arguments = parser.parse_args()
+    if arguments.one:
+        name, seed = arguments.one
+        line = run(name, int(seed), arguments.out)
+        with RESULTS.open("a") as file:  # one write, so that lines of several processes stay whole
+            file.write(json.dumps(line) + "\n")
+        return
+    if arguments.out is not None:
+        run_all(arguments)
+    show(read_results())
+
+
+def run_all(arguments: argparse.Namespace) -> None:
+    """Run what is not in the results yet, several at once; a result is written as it comes."""
+    known = read_results()
+    waiting = [(arm, seed) for seed in arguments.seeds for arm in arguments.arms if seed not in known.get(arm, {})]
+
+    def one(arm: str, seed: int) -> None:
+        command = [sys.executable, __file__, "--out", arguments.out, "--one", arm, str(seed)]
+        log = arguments.out / f"{folder_name(arm, seed)}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as said:
+            alone = os.environ | {"OMP_NUM_THREADS": "1"}
+            done = subprocess.run(command, env=alone, stdout=said, stderr=said, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{arm}, seed {seed}: see {log}")
+        print(f"{arm}, seed {seed}: done", flush=True)
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for future in [pool.submit(one, *work) for work in waiting]:
+            future.result()
+
+
+# One run
+
+
+def run(name: str, seed: int, out: Path) -> dict[str, Any]:
+    """Train an arm, or go on with it, and measure it: a line of the results."""
+    import torch
+    import yaml
+
+    from umarvel_hf.data import MBeir
+    from umarvel_hf.emoji import benchmark_dir
+    from umarvel_hf.encoding import load
+    from umarvel_hf.evaluation.benchmark import evaluate_benchmark
+    from umarvel_hf.evaluation.results import MODEL
+    from umarvel_hf.trainer import stages
+    from umarvel_hf.trainer.run import train
+
+    torch.set_num_threads(1)
+    arm, folder, benchmark = ARMS[name], out / folder_name(name, seed), MBeir(benchmark_dir())
+    with counted_seconds(folder / "cpu_seconds"):
+        recipe = {
+            "name": folder.name,
+            "seed": seed,
+            "start": start_of(arm, seed, folder, benchmark),
+            "stages": arm.stages,
+        }
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+        if not arm.masked:
+            stages.InfoNCE = without_ids(stages.InfoNCE)
+        model = train(folder / "recipe.yaml", folder / "run", benchmark=benchmark)
+    result = evaluate_benchmark(load(str(model), device="cpu"), benchmark, baselines=False, batch_size=64)
+    result.save(folder / "result.json")
+    hits = {
+        f"{group} {pool} {metric}": packed([hit for task in tasks for hit in task.scores[MODEL][pool].values[metric]])
+        for group, tasks in result.groups.items()
+        for pool in POOLS
+        for metric in METRICS
+    }
+    seconds = float((folder / "cpu_seconds").read_text())
+    queries = {group: sum(len(task.qids) for task in tasks) for group, tasks in result.groups.items()}
+    return {"arm": name, "seed": seed, "cpu_seconds": round(seconds), "queries": queries, "hits": hits}
+
+
+def folder_name(arm: str, seed: int) -> str:
+    return f"{arm.replace(' ', '-')}-{seed}"
+
+
+def start_of(arm: Arm, seed: int, folder: Path, benchmark: "MBeir") -> dict[str, Any]:
+    """What the recipe starts from: nothing, as the tiny recipes do, or the same with another configuration."""
+    from umarvel_hf.checkpoint import new_model
+    from umarvel_hf.emoji.base import BaseSize, build_base
+
+    if arm.model is None:
+        return {"tiny": {}}
+    checkpoint = folder / "start"
+    if not (checkpoint / "README.md").is_file():  # the file that is written last
+        for part in (folder / "base", checkpoint):
+            shutil.rmtree(part, ignore_errors=True)
+        new_model(build_base(benchmark, folder / "base", BaseSize(), seed), checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | dict(arm.model), indent=2))
+    return {"model": str(checkpoint)}
+
+
+def without_ids(loss: type) -> type:
+    """InfoNCE that does not know which candidates are right for several rows."""
+
+    class Unmasked(loss):  # type: ignore[misc]
+        def compare(self, embeddings: list[Any], labels: Any = None) -> Any:
+            return super().compare(embeddings)
+
+    return Unmasked
+
+
+@contextmanager
+def counted_seconds(path: Path) -> Iterator[None]:
+    """Keep in a file the CPU seconds of this process and its children, added to those of runs that were broken off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = float(path.read_text()) if path.is_file() else 0.0
+    begun, done = cpu_seconds(), threading.Event()
+
+    def note() -> None:
+        path.write_text(str(before + cpu_seconds() - begun))
+
+    def keep_noting() -> None:
+        while not done.wait(5):
+            note()
+
+    noting = threading.Thread(target=keep_noting)
+    noting.start()
+    try:
+        yield
+    finally:
+        done.set()
+        noting.join()
+        note()
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+# What was found
+
+
+def packed(hits: list[float]) -> str:
+    """Hits, 0 or 1, as bits in text."""
+    return base64.b64encode(np.packbits(np.array(hits, dtype=bool)).tobytes()).decode()
+
+
+def unpacked(text: str, queries: int) -> np.ndarray:
+    """What :func:`packed` was given: (Q,) float64."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=queries).astype(np.float64)
+
+
+def read_results() -> dict[str, dict[int, dict[str, Any]]]:
+    """All runs, by arm and seed."""
+    found: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in ARMS}
+    lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
+    for line in map(json.loads, lines):
+        found[line["arm"]][line["seed"]] = line
+    return {arm: dict(sorted(runs.items())) for arm, runs in found.items() if runs}
+
+
+def hits_of(runs: Mapping[int, Mapping[str, Any]], cell: tuple[str, str, str]) -> np.ndarray:
+    """(S, Q): of every seed, whether its queries found a right answer."""
+    dataset, pool, metric = cell
+    return np.stack(
+        [unpacked(run["hits"][f"{dataset} {pool} {metric}"], run["queries"][dataset]) for run in runs.values()]
+    )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm against its control in one cell of the table.
+
+    Args:
+        test: Over queries, whose values are means over seeds; corrected for all cells.
+        apart: Whether the scores of all seeds of one are above those of all seeds of the other.
+    """
+
+    arm: str
+    cell: tuple[str, str, str]
+    test: "Comparison"
+    apart: bool
+
+    @property
+    def verdict(self) -> str:
+        """``better`` or ``worse`` where both queries and seeds say so."""
+        return self.test.verdict if self.apart else "no difference shown"
+
+
+def differences(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[Difference]:
+    """All arms whose control was run as well, in all cells."""
+    from umarvel_hf.evaluation.significance import corrected, paired
+
+    found = []
+    for name, runs in results.items():
+        control = ARMS[name].control
+        if control in results:
+            for cell in product(SETS, POOLS, METRICS):
+                ours, theirs = hits_of(runs, cell), hits_of(results[control], cell)
+                test = paired(name, cell[2], name, ours.mean(axis=0), control, theirs.mean(axis=0))
+                first, second = ours.mean(axis=1), theirs.mean(axis=1)
+                found.append(Difference(name, cell, test, first.min() > second.max() or second.min() > first.max()))
+    tests = corrected([one.test for one in found])
+    return [replace(one, test=test) for one, test in zip(found, tests, strict=True)]
+
+
+def show(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> None:
+    """Print both tables, and write them and the plot beside the page that explains them."""
+    from umarvel_hf.evaluation.comparison import plot
+
+    found = differences(results)
+    tables = "\n\n".join([scores_table(results), differences_table(results, found)])
+    TABLE.write_text(tables + "\n", encoding="utf-8")
+    shown = [
+        replace(one.test, name=f"{one.arm}, {SETS[one.cell[0]]}", p_holm=one.test.p_holm if one.apart else 1.0)
+        for one in found
+        if one.cell[1] == "local" and one.cell[2] == "hit@1"
+    ]
+    if shown:
+        PLOT.write_text(plot(shown, title="Each change against its control: R@1, local pools"), encoding="utf-8")
+    print(tables)
+
+
+def scores_table(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
+    """R@1 / R@5 in percent, means over seeds, with the CPU seconds of a run."""
+    rows = [["arm", "seeds", "CPU s", *(f"{SETS[group]} {pool}" for group, pool in product(SETS, POOLS))]]
+    for name, runs in results.items():
+        seconds = [run["cpu_seconds"] for run in runs.values()]
+        row = [name, str(len(runs)), f"{min(seconds)}–{max(seconds)}"]
+        for group, pool in product(SETS, POOLS):
+            row.append(" / ".join(f"{100 * hits_of(runs, (group, pool, metric)).mean():.1f}" for metric in METRICS))
+        rows.append(row)
+    return markdown(rows)
+
+
+def differences_table(results: Mapping[str, Mapping[int, Mapping[str, Any]]], found: list[Difference]) -> str:
+    """Points, interval, corrected p and verdict of every cell."""
+    columns = [f"{pool} R@{metric.partition('@')[2]}" for pool, metric in product(POOLS, METRICS)]
+    rows = [["arm", "against", "set", *columns]]
+    marks = {"better": " ▲", "worse": " ▼", "no difference shown": ""}
+    for name in dict.fromkeys(one.arm for one in found):
+        for group in SETS:
+            cells = [one for one in found if one.arm == name and one.cell[0] == group]
+            texts = [
+                f"{100 * one.test.difference:+.1f} [{100 * one.test.low:.1f}, {100 * one.test.high:.1f}], "
+                f"p {one.test.p_holm:.3f}{marks[one.verdict]}"
+                for one in cells
+            ]
+            rows.append([name, str(ARMS[name].control), SETS[group], *texts])
+    return markdown(rows)
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table of Markdown, its first row the heading."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The ablation: every arm is a recipe, and its table says what the runs say."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from umarvel_hf.trainer.recipe_reader import read_recipe
+
+CHECKOUT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def ablation(monkeypatch, tmp_path):
+    spec = importlib.util.spec_from_file_location("ablation", CHECKOUT / "benchmarks/ablation.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "ablation", module)  # where dataclasses look for their annotations
+    spec.loader.exec_module(module)
+    for name in ("RESULTS", "TABLE", "PLOT"):
+        monkeypatch.setattr(module, name, tmp_path / name)
+    return module
+
+
+def line(ablation, arm, seed, hits):
+    """A run whose queries all have these hits, in every cell, or those of the cell."""
+    cells = {
+        f"{group} {pool} {metric}" for group in ablation.SETS for pool in ablation.POOLS for metric in ablation.METRICS
+    }
+    return {
+        "arm": arm,
+        "seed": seed,
+        "cpu_seconds": 600 + seed,
+        "queries": dict.fromkeys(ablation.SETS, len(hits)),
+        "hits": dict.fromkeys(cells, ablation.packed(hits)),
+    }
+
+
+def test_every_arm_is_a_recipe_and_is_compared_with_one_that_is_there(ablation, tmp_path):
+    for name, arm in ablation.ARMS.items():
+        path = tmp_path / "arm.yaml"
+        path.write_text(yaml.safe_dump({"name": "arm", "seed": 1, "start": {"tiny": {}}, "stages": arm.stages}))
+        assert read_recipe(path).stages, name
+        assert arm.control is None or arm.control in ablation.ARMS
+
+
+def test_hits_are_kept_exactly(ablation):
+    hits = (np.random.default_rng(0).random(1003) < 0.3).astype(float).tolist()
+    assert ablation.unpacked(ablation.packed(hits), 1003).tolist() == hits
+
+
+def test_seconds_of_runs_that_were_broken_off_are_added(ablation, tmp_path):
+    path = tmp_path / "seconds"
+    for _ in range(2):
+        with ablation.counted_seconds(path):
+            begun = ablation.cpu_seconds()
+            while ablation.cpu_seconds() < begun + 0.05:
+                sum(range(1000))
+    assert 0.1 <= float(path.read_text()) < 1
+
+
+def test_a_difference_is_shown_only_where_queries_and_seeds_agree(ablation):
+    none, half, most = [0.0] * 200, [1.0, 0.0] * 100, [1.0] * 150 + [0.0] * 50
+    runs = [("one stage", 1, none), ("one stage", 2, none), ("progressive transition", 1, half)]
+    runs += [("progressive transition", 2, most), ("causal attention", 1, most), ("causal attention", 2, half)]
+    ablation.RESULTS.write_text("".join(json.dumps(line(ablation, *run)) + "\n" for run in runs))
+    results = ablation.read_results()
+    found = ablation.differences(results)
+    better = [one for one in found if one.arm == "progressive transition"]
+    assert {one.verdict for one in better} == {"better"} and better[0].test.difference == pytest.approx(0.625)
+    assert {one.test.p_holm for one in better} == {min(1.0, len(found) / 10_001)}
+    same = [one for one in found if one.arm == "causal attention"]
+    assert {one.verdict for one in same} == {"no difference shown"} and not any(one.apart for one in same)
+    worse = [line(ablation, "causal attention", seed, hits) for seed, hits in ((1, half), (2, none))]
+    results["causal attention"] = {run["seed"]: run for run in worse}
+    one = ablation.differences(results)[-1]
+    assert one.test.verdict == "worse" and not one.apart and one.verdict == "no difference shown"
+
+
+def test_the_table_says_what_was_run(ablation, capsys):
+    runs = [("one stage", 1, [1.0, 0.0, 0.0, 0.0]), ("progressive transition", 1, [1.0, 1.0, 1.0, 0.0])]
+    ablation.RESULTS.write_text("".join(json.dumps(line(ablation, *run)) + "\n" for run in runs))
+    ablation.show(ablation.read_results())
+    table = ablation.TABLE.read_text()
+    assert capsys.readouterr().out.strip() == table.strip()
+    assert "| one stage | 1 | 601–601 | 25.0 / 25.0 |" in table
+    assert "| progressive transition | one stage | S | +50.0 [" in table
+    assert "progressive transition, S" in ablation.PLOT.read_text()
