@@ -39,12 +39,8 @@ if TYPE_CHECKING:
     from umarvel_hf.evaluation.significance import Comparison
 
 HERE = Path(__file__).parent
-RESULTS, TABLE, PLOT = (
-    HERE / "ablation.jsonl",
-    HERE.parent / "docs/ablation-table.md",
-    HERE.parent / "docs/ablation.svg",
-)
-SEEDS = (1, 2, 3)
+RESULTS, PAGE, PLOT = HERE / "ablation.jsonl", HERE.parent / "docs/ablation.md", HERE.parent / "docs/ablation.svg"
+BEGIN, END = "<!-- written by benchmarks/ablation.py -->\n", "<!-- until here -->\n"  # around the tables on the page
 SETS = {"scenes": "scenes", "emojiseen": "S", "emojiunseen": "U"}
 POOLS, METRICS = ("local", "union"), ("hit@1", "hit@5")
 
@@ -328,12 +324,13 @@ def differences(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[
 
 
 def show(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> None:
-    """Print both tables, and write them and the plot beside the page that explains them."""
+    """Print both tables, and put them and the plot on the page that explains them."""
     from umarvel_hf.evaluation.comparison import plot
 
     found = differences(results)
     tables = "\n\n".join([scores_table(results), differences_table(results, found)])
-    TABLE.write_text(tables + "\n", encoding="utf-8")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{tables}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
     shown = [
         replace(one.test, name=f"{one.arm}, {SETS[one.cell[0]]}", p_holm=one.test.p_holm if one.apart else 1.0)
         for one in found

@@ -20,7 +20,7 @@ def ablation(monkeypatch, tmp_path):
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "ablation", module)  # where dataclasses look for their annotations
     spec.loader.exec_module(module)
-    for name in ("RESULTS", "TABLE", "PLOT"):
+    for name in ("RESULTS", "PAGE", "PLOT"):
         monkeypatch.setattr(module, name, tmp_path / name)
     return module
 
@@ -83,9 +83,10 @@ def test_a_difference_is_shown_only_where_queries_and_seeds_agree(ablation):
 def test_the_table_says_what_was_run(ablation, capsys):
     runs = [("one stage", 1, [1.0, 0.0, 0.0, 0.0]), ("progressive transition", 1, [1.0, 1.0, 1.0, 0.0])]
     ablation.RESULTS.write_text("".join(json.dumps(line(ablation, *run)) + "\n" for run in runs))
+    ablation.PAGE.write_text(f"Before.\n{ablation.BEGIN}old\n{ablation.END}Behind.\n")
     ablation.show(ablation.read_results())
-    table = ablation.TABLE.read_text()
-    assert capsys.readouterr().out.strip() == table.strip()
+    table = capsys.readouterr().out.strip()
+    assert ablation.PAGE.read_text() == f"Before.\n{ablation.BEGIN}\n{table}\n\n{ablation.END}Behind.\n"
     assert "| one stage | 1 | 601–601 | 25.0 / 25.0 |" in table
     assert "| progressive transition | one stage | S | +50.0 [" in table
     assert "progressive transition, S" in ablation.PLOT.read_text()

@@ -355,16 +355,16 @@ def write(path, text):
     return path
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/evaluation.md", "docs/training.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/evaluation.md", "docs/training.md", "docs/ablation.md"])
 def test_a_page_names_only_what_is_there(page):
     text = (CHECKOUT / page).read_text()
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
         assert (CHECKOUT / page).parent.joinpath(target).exists(), target
-    for script in re.findall(r"python (examples/\S+)", text):
+    for script in re.findall(r"python ((?:examples|benchmarks)/\S+)", text):
         assert (CHECKOUT / script).is_file(), script
     for names in re.findall(r"^from umarvel_hf import (.+)$", text, re.MULTILINE):
         assert set(names.split(", ")) <= set(umarvel_hf.__all__)
     commands = re.findall(r"^umarvel (.+)$", text, re.MULTILINE)
-    assert len(commands) >= 4
+    assert len(commands) >= 4 or "python benchmarks/" in text
     for command in commands:
         _parser().parse_args(shlex.split(command, comments=True))
