@@ -129,6 +129,23 @@ def test_everything_is_encoded_once_and_the_vectors_go(benchmark, mined):
     assert sorted(path.name for path in out.iterdir()) == ["local.parquet", "union.parquet"]
 
 
+def test_queries_of_one_task_have_the_same_lists_and_nothing_else_is_encoded(benchmark, mined, tmp_path):
+    tables, _, _ = mined
+    encoder, queries = DrawnVectors(), benchmark.train_queries()
+    group = min({query.group for query in queries})
+    few = [query for query in queries if query.group == group]
+    options = {"depth": DEPTH, "seed": SEED, "made_by": MADE_BY}
+    found = mine_benchmark(encoder, benchmark, tmp_path / "few", queries=few, pools=["local"], **options)["local"]
+    assert rows_of(found) == [row for row in rows_of(tables["local"]) if row[0] in {query.qid for query in few}]
+    pool = benchmark.union_pool("train")
+    wanted = CANDIDATE_MODALITY[few[0].task_id]
+    of_others = {content(one.item) for one in pool.values() if one.modality != wanted}
+    asked = {content(query.item) for query in few}
+    assert of_others - asked and not of_others & set(encoder.encoded) - asked
+    both = mine_benchmark(encoder, benchmark, tmp_path / "both", queries=few, **options)
+    assert rows_of(both["local"]) == rows_of(found) and of_others <= set(encoder.encoded)
+
+
 def test_tables_that_are_there_are_taken_and_others_refused(benchmark, mined, tmp_path):
     shutil.copytree(mined[1], tmp_path / "again")
     encoder = DrawnVectors()

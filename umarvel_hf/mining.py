@@ -99,7 +99,7 @@ def mine(
 ) -> dict[str, NegativeTable]:
     """Encode queries and candidates once and write what every query finds in every pool to ``out/<pool>.parquet``.
 
-    Candidates that are in no pool that is searched are not encoded, unless they are right answers.
+    Candidates that no query is searched in are not encoded, unless they are right answers.
 
     Of several processes each encodes a part and the first searches; all see one file system. Stopped anywhere and
     called again, it goes on where it stopped, and takes tables that are there already.
@@ -128,23 +128,23 @@ def mine(
         if path.is_file():
             NegativeTable.open(path, known)
     files = {name: tables[name] for name in pools}
+    candidates, pools, answers = _narrowed(candidates, pools, answers)
     folder = vectors or out / "vectors" / _sha256(json.dumps(made_by))[:12]  # not what another model left
-    needed = _needed(pools, answers, len(candidates.dids))
-    searched, asked = folder / f"candidates-{hashlib.sha256(needed).hexdigest()[:12]}", folder / "queries"
+    folder /= _sha256(candidates.dids.tobytes())[:12]  # nor what was encoded for other queries
     first = PartialState().is_main_process
     encode = partial(
         _encode, encoder, made_by=made_by, root=candidates.root, batch_size=batch_size, show_progress_bar=show_progress
     )
     if not all(path.is_file() for path, _ in files.values()):
         with _meeting() as wait:
-            encode(searched, candidates.dids[needed], lambda rows: candidates.items(needed[rows]))
+            encode(folder / "candidates", candidates.dids, candidates.items)
             qids = as_ids(queries.qids)
-            encode(asked, qids, _rows_of(queries.items), instructions=queries.instructions)
+            encode(folder / "queries", qids, _rows_of(queries.items), instructions=queries.instructions)
             wait()
             if first:
                 with ExitStack() as stack:
                     add = {name: stack.enter_context(table_writer(*file)) for name, file in files.items()}
-                    found = _search(queries, answers, candidates, needed, searched, asked, pools, depth, memory)
+                    found = _search(queries, answers, candidates, folder, pools, depth, memory)
                     for name, one in tqdm(found, "lists", len(pools) * len(answers), disable=not show_progress):
                         add[name](one)
             wait()
@@ -251,28 +251,46 @@ def positions_of_positives(
     return np.split(found, ends[:-1])
 
 
+def _narrowed(
+    candidates: Candidates, pools: Mapping[str, Mapping[str, np.ndarray | None]], answers: Sequence[np.ndarray]
+) -> tuple[Candidates, dict[str, dict[str, np.ndarray | None]], list[np.ndarray]]:
+    """Only the candidates that are searched or right answers, with pools and answers as positions among these."""
+    needed = np.zeros(len(candidates.dids), dtype=bool)
+    needed[np.concatenate(answers)] = True
+    for at in (at for of_group in pools.values() for at in of_group.values()):
+        needed[slice(None) if at is None else at] = True
+    kept, place = np.flatnonzero(needed), np.cumsum(needed) - 1
+    fewer = replace(
+        candidates,
+        dids=candidates.dids[kept],
+        digests=candidates.digests[kept],
+        items=lambda rows: candidates.items(kept[rows]),
+    )
+    pools_of_fewer = {
+        name: {group: None if at is None else place[at] for group, at in of_group.items()}
+        for name, of_group in pools.items()
+    }
+    return fewer, pools_of_fewer, [place[own] for own in answers]
+
+
 def _search(
     queries: Queries,
     answers: Sequence[np.ndarray],
     candidates: Candidates,
-    needed: np.ndarray,
-    searched: Path,
-    asking: Path,
+    folder: Path,
     pools: Mapping[str, Mapping[str, np.ndarray | None]],
     depth: int,
     memory: int,
 ) -> Iterator[tuple[str, MinedList]]:
     """The lists of every query, in order, each with its pool's name; a block of queries searches in one pass."""
-    vectors, stored = _opened(searched, len(needed))
-    asked, asked_place = _opened(asking, len(answers))
-    digests = candidates.digests[needed[np.argsort(stored)]]
-    place = np.full(len(candidates.dids), -1)
-    place[needed] = stored
+    vectors, place = _opened(folder / "candidates", len(candidates.dids))
+    asked, asked_place = _opened(folder / "queries", len(answers))
+    digests = candidates.digests[np.argsort(place)]
     local = {
         name: {group: None if at is None else np.sort(place[at]) for group, at in of_group.items()}
         for name, of_group in pools.items()
     }
-    k = min(depth + _room(answers, candidates.digests), len(needed))
+    k = min(depth + _room(answers, candidates.digests), len(place))
     block = max(1, memory // 2 // (4 * vectors.dimension + k * (20 * len(pools) + 32)))  # as search_store counts
     for start in range(0, len(answers), block):
         here = range(start, min(start + block, len(answers)))
@@ -296,17 +314,6 @@ def _search(
                     left = np.flatnonzero((ranked >= 0) & ~np.isin(digests[ranked], digests[at]))[:depth]
                     dids = _names(vectors.ids[ranked[left]])
                     yield name, MinedList(queries.qids[row], *right, dids, ranking.scores[number][left])
-
-
-def _needed(
-    pools: Mapping[str, Mapping[str, np.ndarray | None]], answers: Sequence[np.ndarray], count: int
-) -> np.ndarray:
-    """Sorted positions of the candidates that are searched, and of the right answers."""
-    needed = np.zeros(count, dtype=bool)
-    needed[np.concatenate(answers)] = True
-    for at in (at for of_group in pools.values() for at in of_group.values()):
-        needed[slice(None) if at is None else at] = True
-    return np.flatnonzero(needed)
 
 
 def _names(dids: np.ndarray) -> tuple[str, ...]:
