@@ -1,7 +1,7 @@
 """What each part of the recipe does: a training with one part changed, against one without the change.
 
     python benchmarks/ablation.py --out runs/ablation                # all arms, three seeds; stopped, it goes on
-    python benchmarks/ablation.py --out runs/ablation --arms causal --seeds 1
+    python benchmarks/ablation.py --out runs/ablation --arms "causal attention" --seeds 1
     python benchmarks/ablation.py                                    # table and plot of what ablation.jsonl has
 
 Every run trains the tiny model on the embedded benchmark in a process of its own on one thread, and then measures the

@@ -113,10 +113,12 @@ class Context:
 
     def queries(self, stage: Mine) -> list[Query]:
         """The training queries that a stage mines, before a share of them is drawn."""
-        queries, wanted = self.data.train_queries(), stage.groups
-        if missing := sorted(set(wanted or ()) - {query.group for query in queries}):
+        queries = self.data.train_queries()
+        if stage.groups is None:
+            return queries
+        if missing := sorted(set(stage.groups) - {query.group for query in queries}):
             raise ValueError(f"stage {stage.name}: {self.data.train_path} has no queries of {missing}; name others.")
-        return [query for query in queries if wanted is None or query.group in wanted]
+        return [query for query in queries if query.group in stage.groups]
 
     def tables(self, name: str) -> dict[str, NegativeTable]:
         """The mined lists that a stage left, by pool."""
