@@ -25,7 +25,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
@@ -88,12 +88,14 @@ class Arm:
         control: The arm that it is compared with; None: it is a control itself.
         stages: Of the recipe.
         model: Fields of the checkpoint's configuration that are not as usual.
+        start: The arm whose model of the same seed it goes on from; None: it starts from nothing.
         masked: Whether right answers of other rows are left out of a row's negatives.
     """
 
     control: str | None
     stages: list[dict[str, Any]]
     model: Mapping[str, Any] | None = None
+    start: str | None = None
     masked: bool = True
 
 
@@ -136,8 +138,12 @@ def run_all(arguments: argparse.Namespace) -> None:
     """Run what is not in the results yet, several at once; a result is written as it comes."""
     known = read_results()
     waiting = [(arm, seed) for seed in arguments.seeds for arm in arguments.arms if seed not in known.get(arm, {})]
+    running: dict[tuple[str, int], Future[None]] = {}
 
     def one(arm: str, seed: int) -> None:
+        first = running.get((str(ARMS[arm].start), seed))  # begun before, as it stands before it among the arms
+        if first is not None:
+            first.result()
         command = [sys.executable, __file__, "--out", arguments.out, "--one", arm, str(seed)]
         log = arguments.out / f"{folder_name(arm, seed)}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +155,9 @@ def run_all(arguments: argparse.Namespace) -> None:
         print(f"{arm}, seed {seed}: done", flush=True)
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for future in [pool.submit(one, *work) for work in waiting]:
+        for work in waiting:
+            running[work] = pool.submit(one, *work)
+        for future in running.values():
             future.result()
 
 
@@ -175,7 +183,7 @@ def run(name: str, seed: int, out: Path) -> dict[str, Any]:
         recipe = {
             "name": folder.name,
             "seed": seed,
-            "start": start_of(arm, seed, folder, benchmark),
+            "start": start_of(name, seed, out, benchmark),
             "stages": arm.stages,
         }
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
@@ -199,11 +207,17 @@ def folder_name(arm: str, seed: int) -> str:
     return f"{arm.replace(' ', '-')}-{seed}"
 
 
-def start_of(arm: Arm, seed: int, folder: Path, benchmark: "MBeir") -> dict[str, Any]:
-    """What the recipe starts from: nothing, as the tiny recipes do, or the same with another configuration."""
+def start_of(name: str, seed: int, out: Path, benchmark: "MBeir") -> dict[str, Any]:
+    """What a recipe starts from: nothing, as the tiny ones do, the same with another configuration, or another arm."""
     from umarvel_hf.checkpoint import new_model
     from umarvel_hf.emoji.base import BaseSize, build_base
 
+    arm, folder = ARMS[name], out / folder_name(name, seed)
+    if arm.start is not None:
+        model = out / folder_name(arm.start, seed) / "run/model"
+        if not model.is_dir():
+            raise FileNotFoundError(f"{model} does not exist; run the arm {arm.start!r} with seed {seed} first.")
+        return {"model": str(model)}
     if arm.model is None:
         return {"tiny": {}}
     checkpoint = folder / "start"

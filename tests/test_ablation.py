@@ -45,6 +45,8 @@ def test_every_arm_is_a_recipe_and_is_compared_with_one_that_is_there(ablation, 
         path.write_text(yaml.safe_dump({"name": "arm", "seed": 1, "start": {"tiny": {}}, "stages": arm.stages}))
         assert read_recipe(path).stages, name
         assert arm.control is None or arm.control in ablation.ARMS
+        before = list(ablation.ARMS)[: list(ablation.ARMS).index(name)]  # begun before it, so that it can wait for it
+        assert arm.start is None or arm.start in before
 
 
 def test_hits_are_kept_exactly(ablation):

@@ -235,6 +235,21 @@ def test_stages_hand_on_what_they_found(whole, benchmark):
     assert [path.name for path in (whole / "run/4-hard/mined").iterdir()] == ["epoch-1"]
 
 
+def test_a_reranker_of_another_run_judges_alike(whole, benchmark, recipe, tmp_path):
+    again, taught = every_stage(whole)[5:7]
+    stages = [again, {**taught, "reranker": str(whole / "run/5-judge/model")}]
+    start = {"model": str(whole / "run/4-hard/model")}
+    train(recipe(start=start, stages=stages), tmp_path / "run", benchmark=benchmark)
+    here, there = tmp_path / "run/2-taught/local.parquet", whole / "run/7-taught/local.parquet"
+    for ours, theirs in zip(NegativeTable.open(here), NegativeTable.open(there), strict=True):
+        assert ours.qid == theirs.qid and ours.dids == theirs.dids
+        assert ours.answers == pytest.approx(theirs.answers, abs=1e-6)
+    stages[1]["reranker"] = str(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match=r"gone' does not exist"):
+        train(recipe(start=start, stages=stages), tmp_path / "other", benchmark=benchmark)
+    assert not (tmp_path / "other/1-again").exists()
+
+
 def test_a_run_killed_once_in_every_training_ends_alike(whole, benchmark, tmp_path, monkeypatch):
     training_step, killed = Trainer.training_step, []
 

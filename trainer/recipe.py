@@ -212,6 +212,7 @@ class Score(Stage):
 
     Args:
         top: Candidates of a list that are judged.
+        reranker: An earlier stage, a folder or a Hub id.
         fit_top: Candidates of a validation query that are judged to fit the weight.
         weight: None: fitted on the part of the validation split that ``evaluation`` names.
     """

@@ -171,8 +171,9 @@ def _misfits(stage: Stage, earlier: Mapping[str, Stage], recipe: Recipe) -> Iter
         yield from _table_misfits(stage.table, earlier, (Mine,), "local")
     if isinstance(stage, Score):
         table = earlier[stage.table]
-        if not isinstance(earlier.get(stage.reranker), Reranker):
-            yield f"reranker {stage.reranker!r} is no earlier stage of kind reranker."
+        of_the_run = stage.reranker in [one.name for one in recipe.stages]
+        if of_the_run and not isinstance(earlier.get(stage.reranker), Reranker):
+            yield f"reranker {stage.reranker!r} is no earlier stage of kind reranker; name one, a folder or a Hub id."
         if isinstance(table, Mine) and not 1 <= stage.top <= table.depth:
             yield f"top is {stage.top}, but stage {stage.table!r} keeps {table.depth} candidates; give at most these."
         if stage.weight is None and recipe.evaluation is None:

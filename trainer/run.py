@@ -21,7 +21,7 @@ from umarvel_hf.trainer.quarantine import Quarantine
 from umarvel_hf.trainer.recipe import Contrastive, Recipe, Score, Stage
 from umarvel_hf.trainer.recipe_reader import read_recipe, recipe_file
 from umarvel_hf.trainer.stages import Context, finish_model, input_files, missing_results, run_stage
-from umarvel_hf.trainer.start import check_start, own_base
+from umarvel_hf.trainer.start import check_start, foreign_model
 from umarvel_hf.trainer.views import Screened, Trial
 
 logger = logging.getLogger(__name__)
@@ -120,9 +120,9 @@ class _Run:
         start, built = self.recipe.start.model, self.out / "start" / "model"
         check_start(self.recipe, built if start is None or self.manifests["start"].finished else local_folder(start))
         for stage in self.recipe.stages:
-            base = own_base(stage, self.recipe)
-            if base is not None and not self.manifests[stage.name].finished:
-                load_processor(local_folder(base))
+            named = foreign_model(stage, self.recipe)
+            if named is not None and not self.manifests[stage.name].finished:
+                load_processor(local_folder(named))
 
     def follow(self) -> None:
         """Run what is not finished."""

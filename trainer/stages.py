@@ -252,7 +252,8 @@ def _reranker(stage: Reranker, folder: Path, context: Context) -> dict[str, Any]
 
 
 def _score(stage: Score, folder: Path, context: Context) -> dict[str, Any]:
-    reranker = load_reranker(context.folders[stage.reranker] / "model")
+    trained = context.folders.get(stage.reranker)
+    reranker = load_reranker(stage.reranker if trained is None else trained / "model")
     weight, record = stage.weight, {}
     if weight is None:
         encoder = load(str(context.model), device=_device())

@@ -11,7 +11,7 @@ from umarvel_hf.checkpoint import base_processor, is_ours, local_folder
 from umarvel_hf.emoji.base import SPECIAL_TOKENS, BaseSize, base_config
 from umarvel_hf.modeling.configuration_umarvel import UMarvelConfig
 from umarvel_hf.trainer.adapters import projector_layers
-from umarvel_hf.trainer.recipe import Recipe, Reranker, Stage, Training
+from umarvel_hf.trainer.recipe import Recipe, Reranker, Score, Stage, Training
 
 
 def check_start(recipe: Recipe, source: str | Path) -> Any:
@@ -31,10 +31,10 @@ def check_start(recipe: Recipe, source: str | Path) -> Any:
     return backbone
 
 
-def own_base(stage: Stage, recipe: Recipe) -> str | None:
-    """What a re-ranker is made of that takes neither the start nor an earlier stage."""
-    base = stage.base if isinstance(stage, Reranker) else None
-    return None if base in [one.name for one in recipe.stages] else base
+def foreign_model(stage: Stage, recipe: Recipe) -> str | None:
+    """The folder or Hub id of a model that a stage takes from outside the run: a re-ranker, or what one is made of."""
+    named = stage.base if isinstance(stage, Reranker) else stage.reranker if isinstance(stage, Score) else None
+    return None if named in [one.name for one in recipe.stages] else named
 
 
 def _backbone(tiny: BaseSize | None, source: str | Path) -> Any:
@@ -55,7 +55,7 @@ def _backbone(tiny: BaseSize | None, source: str | Path) -> Any:
 def _check_projectors(recipe: Recipe, backbone: nn.Module) -> None:
     for stage in recipe.stages:
         lora = stage.lora if isinstance(stage, Training) else None
-        if lora is None or lora.projector is None or own_base(stage, recipe) is not None:
+        if lora is None or lora.projector is None or foreign_model(stage, recipe) is not None:
             continue
         try:
             projector_layers(backbone, lora.projector)
