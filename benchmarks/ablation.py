@@ -74,9 +74,9 @@ def progressive(**changed: Any) -> list[dict[str, Any]]:
     """Texts, then captions and their pictures, then everything asked for by instructions; ``changed`` in all stages."""
     training = changed.pop("training", {})
     return [
-        infonce("texts", ["102 task 1"], 120, **changed, training=training),
-        infonce("captions", ["102 task 0"], 110, **changed, training=training),
-        infonce("instructions", "all", 125, **changed, training={**LAST, **training}),
+        infonce("texts", ["102 task 1"], 100, **changed, training=training),
+        infonce("captions", ["102 task 0"], 90, **changed, training=training),
+        infonce("instructions", "all", 100, **changed, training={**LAST, **training}),
     ]
 
 
@@ -103,7 +103,7 @@ ONE, THREE = "one stage", "progressive transition"
 NO_SPAN = {"instruction_start_token_id": None, "instruction_end_token_id": None}
 FIXED = {"temperature": "fixed", "training": {"temperature_learning_rate": None}}
 ARMS = {
-    ONE: Arm(None, [infonce("instructions", "all", 272, training=LAST)]),
+    ONE: Arm(None, [infonce("instructions", "all", 214, training=LAST)]),
     THREE: Arm(ONE, progressive()),
     "causal attention": Arm(THREE, progressive(), model={"bidirectional": False}),
     "last token": Arm(THREE, progressive(), model={"pooling": "last"}),

@@ -1,4 +1,4 @@
-"""A tiny Qwen2-VL with a vocabulary of its own, to be trained from scratch on the embedded benchmark."""
+"""A tiny Qwen3-VL with a vocabulary of its own, to be trained from scratch on the embedded benchmark."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     Qwen2Tokenizer,
-    Qwen2VLConfig,
     Qwen2VLImageProcessor,
-    Qwen2VLModel,
-    Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLModel,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
 )
 
 from umarvel_hf.data import MBeir
@@ -63,7 +63,7 @@ def build_base(benchmark: MBeir, out: Path, size: BaseSize, seed: int) -> Path:
     tokenizer = train_tokenizer(training_texts(benchmark), size.vocabulary)
     torch.manual_seed(seed)
     ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL_TOKENS}  # type: ignore[arg-type]
-    Qwen2VLModel(base_config(size, len(tokenizer), ids)).save_pretrained(out)
+    Qwen3VLModel(base_config(size, len(tokenizer), ids)).save_pretrained(out)
     _processor(size, tokenizer).save_pretrained(out)
     return out
 
@@ -100,11 +100,12 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Qwen2Tokenizer:
     return wrapped
 
 
-def base_config(size: BaseSize, vocabulary: int, ids: Mapping[str, int]) -> Qwen2VLConfig:
+def base_config(size: BaseSize, vocabulary: int, ids: Mapping[str, int]) -> Qwen3VLConfig:
     """The configuration of a base whose tokenizer has so many tokens, the special ones at these ids."""
     half = size.hidden // size.heads // 2
     rotary = [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
-    return Qwen2VLConfig(
+    patches = size.image_side // size.patch
+    return Qwen3VLConfig(
         text_config={
             "vocab_size": vocabulary,
             "hidden_size": size.hidden,
@@ -112,9 +113,15 @@ def base_config(size: BaseSize, vocabulary: int, ids: Mapping[str, int]) -> Qwen
             "num_hidden_layers": size.layers,
             "num_attention_heads": size.heads,
             "num_key_value_heads": size.heads,
+            "head_dim": size.hidden // size.heads,
             "max_position_embeddings": 2048,
             "initializer_range": size.initializer_range,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": rotary},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": rotary,
+                "mrope_interleaved": True,
+            },
             "tie_word_embeddings": True,
             "bos_token_id": None,
             "eos_token_id": ids["<|im_end|>"],
@@ -122,13 +129,15 @@ def base_config(size: BaseSize, vocabulary: int, ids: Mapping[str, int]) -> Qwen
         },
         vision_config={
             "depth": size.vision_layers,
-            "embed_dim": size.vision_hidden,
-            "hidden_size": size.hidden,
+            "hidden_size": size.vision_hidden,
+            "out_hidden_size": size.hidden,
             "num_heads": size.vision_heads,
-            "mlp_ratio": size.vision_mlp_ratio,
+            "intermediate_size": size.vision_mlp_ratio * size.vision_hidden,
             "patch_size": size.patch,
             "temporal_patch_size": 2,
             "spatial_merge_size": MERGE,
+            "num_position_embeddings": patches**2,
+            "deepstack_visual_indexes": [],  # a merger for each would be a sixth of all weights
             "initializer_range": size.initializer_range,
         },
         image_token_id=ids["<|image_pad|>"],
@@ -139,12 +148,12 @@ def base_config(size: BaseSize, vocabulary: int, ids: Mapping[str, int]) -> Qwen
     )
 
 
-def _processor(size: BaseSize, tokenizer: Any) -> Qwen2VLProcessor:
+def _processor(size: BaseSize, tokenizer: Any) -> Qwen3VLProcessor:
     pixels = {"shortest_edge": size.image_side**2, "longest_edge": size.image_side**2}
     vision: dict[str, Any] = {"patch_size": size.patch, "temporal_patch_size": 2, "merge_size": MERGE, "size": pixels}
-    return Qwen2VLProcessor(
+    return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(**vision),
-        video_processor=Qwen2VLVideoProcessor(**vision),
+        video_processor=Qwen3VLVideoProcessor(**vision),
         tokenizer=tokenizer,
         chat_template=CHAT_TEMPLATE,
     )
