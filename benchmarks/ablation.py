@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 
 if TYPE_CHECKING:
     from umarvel_hf.data import MBeir
@@ -61,6 +62,7 @@ TRAINING = {
     "report_to": "none",
 }
 LAST = {"lr_scheduler_type": "cosine"}
+AGAIN = {**LAST, "learning_rate": 5.0e-4}  # of a model that has been trained
 
 
 def infonce(name: str, groups: str | list[str], steps: int, **changed: Any) -> dict[str, Any]:
@@ -78,6 +80,20 @@ def progressive(**changed: Any) -> list[dict[str, Any]]:
         infonce("captions", ["102 task 0"], 90, **changed, training=training),
         infonce("instructions", "all", 100, **changed, training={**LAST, **training}),
     ]
+
+
+def hard_negatives(pool: str) -> list[dict[str, Any]]:
+    """Mine, and then go on with one negative a row, the first of its list."""
+    mined = {"name": "mined", "kind": "mine", "pools": [pool], "depth": 8, "share": 0.3, "batch_size": 128}
+    training = {**TRAINING, **AGAIN, "max_steps": 250, "per_device_train_batch_size": 80}
+    hard = {"name": "hard", "kind": "hard_negatives", "negatives": {"table": "mined", pool: 1}, "batches": 40}
+    return [mined, {**hard, "augmentation": AUGMENTATION, "training": training}]
+
+
+def shipped() -> list[dict[str, Any]]:
+    """The stages of ``umarvel train emoji``."""
+    stages: list[dict[str, Any]] = yaml.safe_load((HERE.parent / "umarvel_hf/recipes/emoji.yaml").read_text())["stages"]
+    return stages
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,7 @@ class Arm:
 
 
 ONE, THREE = "one stage", "progressive transition"
+LONG, MORE = "one stage, two hours", "the same for longer"
 NO_SPAN = {"instruction_start_token_id": None, "instruction_end_token_id": None}
 FIXED = {"temperature": "fixed", "training": {"temperature_learning_rate": None}}
 ARMS = {
@@ -112,6 +129,11 @@ ARMS = {
     "right answers unmasked": Arm(THREE, progressive(), masked=False),
     "rows of tasks mixed": Arm(THREE, progressive(batches="mixed")),
     "one task a batch": Arm(THREE, progressive(batches="per_task")),
+    LONG: Arm(None, [infonce("instructions", "all", 3300, training=LAST)]),
+    "shipped recipe": Arm(LONG, shipped()),
+    MORE: Arm(None, [infonce("instructions", "all", 480, training=AGAIN)], start=LONG),
+    "hard negatives, local": Arm(MORE, hard_negatives("local"), start=LONG),
+    "hard negatives, union": Arm(MORE, hard_negatives("union"), start=LONG),
 }
 
 
@@ -167,7 +189,6 @@ def run_all(arguments: argparse.Namespace) -> None:
 def run(name: str, seed: int, out: Path) -> dict[str, Any]:
     """Train an arm, or go on with it, and measure it: a line of the results."""
     import torch
-    import yaml
 
     from umarvel_hf.data import MBeir
     from umarvel_hf.emoji import benchmark_dir
