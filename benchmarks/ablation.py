@@ -342,15 +342,17 @@ class Difference:
 
 
 def differences(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[Difference]:
-    """All arms whose control was run as well, in all cells."""
+    """All arms in all cells, by the seeds that their control was run with as well."""
     from umarvel_hf.evaluation.significance import corrected, paired
 
     found = []
     for name, runs in results.items():
-        control = ARMS[name].control
-        if control in results:
+        control = str(ARMS[name].control)
+        others = results.get(control, {})
+        both = sorted(runs.keys() & others.keys())
+        if both:
             for cell in product(SETS, POOLS, METRICS):
-                ours, theirs = hits_of(runs, cell), hits_of(results[control], cell)
+                ours, theirs = (hits_of({seed: one[seed] for seed in both}, cell) for one in (runs, others))
                 test = paired(name, cell[2], name, ours.mean(axis=0), control, theirs.mean(axis=0))
                 first, second = ours.mean(axis=1), theirs.mean(axis=1)
                 found.append(Difference(name, cell, test, first.min() > second.max() or second.min() > first.max()))

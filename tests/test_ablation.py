@@ -77,7 +77,7 @@ def test_a_difference_is_shown_only_where_queries_and_seeds_agree(ablation):
     same = [one for one in found if one.arm == "causal attention"]
     assert {one.verdict for one in same} == {"no difference shown"} and not any(one.apart for one in same)
     worse = [line(ablation, "causal attention", seed, hits) for seed, hits in ((1, half), (2, none))]
-    results["causal attention"] = {run["seed"]: run for run in worse}
+    results["causal attention"] = {run["seed"]: run for run in worse} | {3: line(ablation, "causal attention", 3, most)}
     one = ablation.differences(results)[-1]
     assert one.test.verdict == "worse" and not one.apart and one.verdict == "no difference shown"
 
