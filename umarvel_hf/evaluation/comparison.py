@@ -148,7 +148,7 @@ def plot(comparisons: Sequence[Comparison], *, title: str | None = None) -> str:
     scale = (right - left) / (ticks[-1] - ticks[0])
     bottom = top + step * len(comparisons)
     title = title or f"{first} against {second}"
-    subtitle = "Difference in points and its 95 % interval, by task"
+    subtitle = "Difference in points and its 95 % interval"
     parts = [OPEN.format(width=720, height=bottom + 66, title=title, subtitle=subtitle, style=STYLE)]
     for tick in ticks:
         place = {"x": left + scale * (tick - ticks[0]), "top": top - 6, "bottom": bottom, "base": bottom + 16}
