@@ -116,7 +116,7 @@ class Arm:
 
 
 ONE, THREE = "one stage", "progressive transition"
-LONG, MORE = "one stage, two hours", "the same for longer"
+LONG, MORE = "one stage, long", "the same for longer"
 NO_SPAN = {"instruction_start_token_id": None, "instruction_end_token_id": None}
 FIXED = {"temperature": "fixed", "training": {"temperature_learning_rate": None}}
 ARMS = {
@@ -129,7 +129,7 @@ ARMS = {
     "right answers unmasked": Arm(THREE, progressive(), masked=False),
     "rows of tasks mixed": Arm(THREE, progressive(batches="mixed")),
     "one task a batch": Arm(THREE, progressive(batches="per_task")),
-    LONG: Arm(None, [infonce("instructions", "all", 3300, training=LAST)]),
+    LONG: Arm(None, [infonce("instructions", "all", 3600, training=LAST)]),
     "shipped recipe": Arm(LONG, shipped()),
     MORE: Arm(None, [infonce("instructions", "all", 480, training=AGAIN)], start=LONG),
     "hard negatives, local": Arm(MORE, hard_negatives("local"), start=LONG),
