@@ -347,15 +347,15 @@ def differences(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[
 
     found = []
     for name, runs in results.items():
-        control = str(ARMS[name].control)
-        others = results.get(control, {})
-        both = sorted(runs.keys() & others.keys())
-        if both:
-            for cell in product(SETS, POOLS, METRICS):
-                ours, theirs = (hits_of({seed: one[seed] for seed in both}, cell) for one in (runs, others))
-                test = paired(name, cell[2], name, ours.mean(axis=0), control, theirs.mean(axis=0))
-                first, second = ours.mean(axis=1), theirs.mean(axis=1)
-                found.append(Difference(name, cell, test, first.min() > second.max() or second.min() > first.max()))
+        control = ARMS[name].control
+        if control is None or not (both := sorted(runs.keys() & results.get(control, {}).keys())):
+            continue
+        here, there = ({seed: one[seed] for seed in both} for one in (runs, results[control]))
+        for cell in product(SETS, POOLS, METRICS):
+            ours, theirs = hits_of(here, cell), hits_of(there, cell)
+            test = paired(name, cell[2], name, ours.mean(axis=0), control, theirs.mean(axis=0))
+            first, second = ours.mean(axis=1), theirs.mean(axis=1)
+            found.append(Difference(name, cell, test, first.min() > second.max() or second.min() > first.max()))
     tests = corrected([one.test for one in found])
     return [replace(one, test=test) for one, test in zip(found, tests, strict=True)]
 

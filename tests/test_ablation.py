@@ -80,6 +80,7 @@ def test_a_difference_is_shown_only_where_queries_and_seeds_agree(ablation):
     results["causal attention"] = {run["seed"]: run for run in worse} | {3: line(ablation, "causal attention", 3, most)}
     one = ablation.differences(results)[-1]
     assert one.test.verdict == "worse" and not one.apart and one.verdict == "no difference shown"
+    assert one.test.difference == pytest.approx(0.25 - 0.625)  # by the two seeds that both were run with
 
 
 def test_the_table_says_what_was_run(ablation, capsys):
