@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 RESULTS, PAGE, PLOT = HERE / "ablation.jsonl", HERE.parent / "docs/ablation.md", HERE.parent / "docs/ablation.svg"
 BEGIN, END = "<!-- written by benchmarks/ablation.py -->\n", "<!-- until here -->\n"  # around the tables on the page
+SEEDS = (1, 2, 3)
 SETS = {"scenes": "scenes", "emojiseen": "S", "emojiunseen": "U"}
 POOLS, METRICS = ("local", "union"), ("hit@1", "hit@5")
 
@@ -49,7 +50,6 @@ AUGMENTATION = {"shift": 0.04, "scale": 0.1, "colour": 0.3, "greyscale": 0.1}
 TRAINING = {
     "per_device_train_batch_size": 96,
     "learning_rate": 1.0e-3,
-    "temperature_learning_rate": 2.0e-3,
     "adam_beta2": 0.98,
     "lr_scheduler_type": "constant_with_warmup",
     "warmup_steps": 30,
@@ -63,13 +63,22 @@ TRAINING = {
 }
 LAST = {"lr_scheduler_type": "cosine"}
 AGAIN = {**LAST, "learning_rate": 5.0e-4}  # of a model that has been trained
+TEACHER = "re-ranker, fused"  # the arm whose re-ranker, of its first seed, teaches
+JUDGE = "4-judge/model"  # in its folder
+FUSED = 6  # candidates that it judges: one more than are counted
+PART = {"queries_per_task": 50, "candidates_per_task": 1000}  # of the validation split, for the weight of its answers
+
+
+def trained(name: str, kind: str, steps: int, **changed: Any) -> dict[str, Any]:
+    """A stage that trains the embedder, unless told otherwise in batches of two tasks."""
+    training = {**TRAINING, "temperature_learning_rate": 2.0e-3, "max_steps": steps, **changed.pop("training", {})}
+    stage = {"name": name, "kind": kind, "batches": training["per_device_train_batch_size"] // 2}
+    return {**stage, "augmentation": AUGMENTATION, "training": training, **changed}
 
 
 def infonce(name: str, groups: str | list[str], steps: int, **changed: Any) -> dict[str, Any]:
     """A stage of InfoNCE on training queries of all groups, or of some."""
-    training = {**TRAINING, "max_steps": steps, **changed.pop("training", {})}
-    stage = {"name": name, "kind": "contrastive", "data": [{"mbeir": groups}], "batches": 48}
-    return {**stage, "augmentation": AUGMENTATION, "training": training, **changed}
+    return trained(name, "contrastive", steps, data=[{"mbeir": groups}], **changed)
 
 
 def progressive(**changed: Any) -> list[dict[str, Any]]:
@@ -82,12 +91,41 @@ def progressive(**changed: Any) -> list[dict[str, Any]]:
     ]
 
 
+def mined(name: str, pool: str, share: float, **changed: Any) -> dict[str, Any]:
+    """A stage that ranks a pool for a share of the training queries."""
+    return {"name": name, "kind": "mine", "pools": [pool], "depth": 8, "share": share, "batch_size": 128, **changed}
+
+
 def hard_negatives(pool: str) -> list[dict[str, Any]]:
     """Mine, and then go on with one negative a row, the first of its list."""
-    mined = {"name": "mined", "kind": "mine", "pools": [pool], "depth": 8, "share": 0.3, "batch_size": 128}
-    training = {**TRAINING, **AGAIN, "max_steps": 250, "per_device_train_batch_size": 80}
-    hard = {"name": "hard", "kind": "hard_negatives", "negatives": {"table": "mined", pool: 1}, "batches": 40}
-    return [mined, {**hard, "augmentation": AUGMENTATION, "training": training}]
+    training = {**AGAIN, "per_device_train_batch_size": 80}
+    negatives = {"table": "mined", pool: 1}
+    return [mined("mined", pool, 0.3), trained("hard", "hard_negatives", 250, negatives=negatives, training=training)]
+
+
+def reranker() -> list[dict[str, Any]]:
+    """Train a re-ranker, on texts first: on all tasks at once it never left chance."""
+    training = {**TRAINING, "per_device_train_batch_size": 32}
+    texts = {"name": "texts", "kind": "reranker", "table": "mined-texts", "training": {**training, "max_steps": 500}}
+    judge = {"name": "judge", "kind": "reranker", "table": "mined", "base": "texts"}
+    return [
+        mined("mined-texts", "local", 0.5, depth=100, groups=["102 task 1", "100 task 1"]),
+        texts,
+        mined("mined", "local", 0.3, depth=100),
+        {**judge, "training": {**training, **LAST, "max_steps": 400}},
+    ]
+
+
+def distillation() -> list[dict[str, Any]]:
+    """Have the re-ranker judge the first of some lists, and learn its order of them."""
+    taught = {"name": "taught", "kind": "score", "table": "mined", "top": 5, "weight": None, "fit_top": FUSED}
+    training = {**AGAIN, "learning_rate": 2.0e-4, "per_device_train_batch_size": 16}
+    learned = {"table": "taught", "top": 5, "keep_positive": True}
+    return [
+        mined("mined", "local", 0.03),
+        {**taught, "reranker": TEACHER},
+        trained("distilled", "distill", 300, **learned, training=training),
+    ]
 
 
 def shipped() -> list[dict[str, Any]]:
@@ -106,6 +144,7 @@ class Arm:
         model: Fields of the checkpoint's configuration that are not as usual.
         start: The arm whose model of the same seed it goes on from; None: it starts from nothing.
         masked: Whether right answers of other rows are left out of a row's negatives.
+        seeds: That it is run with.
     """
 
     control: str | None
@@ -113,6 +152,16 @@ class Arm:
     model: Mapping[str, Any] | None = None
     start: str | None = None
     masked: bool = True
+    seeds: tuple[int, ...] = SEEDS
+
+    @property
+    def taught(self) -> bool:
+        """Whether a re-ranker teaches it."""
+        return any(stage["kind"] == "score" for stage in self.stages)
+
+    def needs(self, seed: int) -> list[tuple[str, int]]:
+        """The arms and seeds that are run before."""
+        return [(self.start, seed)] * (self.start is not None) + [(TEACHER, SEEDS[0])] * self.taught
 
 
 ONE, THREE = "one stage", "progressive transition"
@@ -134,6 +183,8 @@ ARMS = {
     MORE: Arm(None, [infonce("instructions", "all", 480, training=AGAIN)], start=LONG),
     "hard negatives, local": Arm(MORE, hard_negatives("local"), start=LONG),
     "hard negatives, union": Arm(MORE, hard_negatives("union"), start=LONG),
+    TEACHER: Arm(LONG, reranker(), start=LONG, seeds=SEEDS[:1]),
+    "distillation": Arm(MORE, distillation(), start=LONG),
 }
 
 
@@ -141,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder of the runs, 40 MB each")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="default: all")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", choices=SEEDS, default=SEEDS, metavar="S", help="default: all")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once (default: %(default)s)")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # what a process of its own is told
     arguments = parser.parse_args()
@@ -159,13 +210,18 @@ def main() -> None:
 def run_all(arguments: argparse.Namespace) -> None:
     """Run what is not in the results yet, several at once; a result is written as it comes."""
     known = read_results()
-    waiting = [(arm, seed) for seed in arguments.seeds for arm in arguments.arms if seed not in known.get(arm, {})]
+    waiting = [
+        (arm, seed)
+        for seed in arguments.seeds
+        for arm in arguments.arms
+        if seed in ARMS[arm].seeds and seed not in known.get(arm, {})
+    ]
     running: dict[tuple[str, int], Future[None]] = {}
 
     def one(arm: str, seed: int) -> None:
-        first = running.get((str(ARMS[arm].start), seed))  # begun before, as it stands before it among the arms
-        if first is not None:
-            first.result()
+        for first in ARMS[arm].needs(seed):  # begun before, as they stand before it among the arms
+            if first in running:
+                running[first].result()
         command = [sys.executable, __file__, "--out", arguments.out, "--one", arm, str(seed)]
         log = arguments.out / f"{folder_name(arm, seed)}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -194,27 +250,32 @@ def run(name: str, seed: int, out: Path) -> dict[str, Any]:
     from umarvel_hf.emoji import benchmark_dir
     from umarvel_hf.encoding import load
     from umarvel_hf.evaluation.benchmark import evaluate_benchmark
-    from umarvel_hf.evaluation.results import MODEL
+    from umarvel_hf.evaluation.reranked import fit_fusion
+    from umarvel_hf.evaluation.results import MODEL, RERANKED
+    from umarvel_hf.reranking import load_reranker
     from umarvel_hf.trainer import stages
     from umarvel_hf.trainer.run import train
+    from umarvel_hf.trainer.views import Slice
 
     torch.set_num_threads(1)
     arm, folder, benchmark = ARMS[name], out / folder_name(name, seed), MBeir(benchmark_dir())
     with counted_seconds(folder / "cpu_seconds"):
-        recipe = {
-            "name": folder.name,
-            "seed": seed,
-            "start": start_of(name, seed, out, benchmark),
-            "stages": arm.stages,
-        }
+        recipe = recipe_of(name, seed, out, benchmark)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
         if not arm.masked:
             stages.InfoNCE = without_ids(stages.InfoNCE)
         model = train(folder / "recipe.yaml", folder / "run", benchmark=benchmark)
-    result = evaluate_benchmark(load(str(model), device="cpu"), benchmark, baselines=False, batch_size=64)
+    encoder, fused = load(str(model), device="cpu"), {}
+    if name == TEACHER:
+        reranker = load_reranker(left_by(name, seed, out, JUDGE), device="cpu")
+        fusion = fit_fusion(encoder, reranker, Slice(benchmark, **PART), top=FUSED)
+        fusion.save(folder / "fusion.json")
+        fused = {"reranker": reranker, "fusion": fusion}
+    result = evaluate_benchmark(encoder, benchmark, baselines=False, batch_size=64, **fused)
     result.save(folder / "result.json")
+    system = RERANKED if fused else MODEL
     hits = {
-        f"{group} {pool} {metric}": packed([hit for task in tasks for hit in task.scores[MODEL][pool].values[metric]])
+        f"{group} {pool} {metric}": packed([hit for task in tasks for hit in task.scores[system][pool].values[metric]])
         for group, tasks in result.groups.items()
         for pool in POOLS
         for metric in METRICS
@@ -228,6 +289,25 @@ def folder_name(arm: str, seed: int) -> str:
     return f"{arm.replace(' ', '-')}-{seed}"
 
 
+def left_by(arm: str, seed: int, out: Path, model: str) -> str:
+    """A model that another run left in its folder."""
+    path = out / folder_name(arm, seed) / "run" / model
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} does not exist; run the arm {arm!r} with seed {seed} first.")
+    return str(path)
+
+
+def recipe_of(name: str, seed: int, out: Path, benchmark: "MBeir") -> dict[str, Any]:
+    """The recipe of an arm, in which the teacher is a folder."""
+    arm, start = ARMS[name], start_of(name, seed, out, benchmark)
+    recipe: dict[str, Any] = {"name": folder_name(name, seed), "seed": seed, "start": start, "stages": arm.stages}
+    if arm.taught:
+        teacher = {"reranker": left_by(TEACHER, SEEDS[0], out, JUDGE)}
+        recipe["stages"] = [stage | teacher if stage["kind"] == "score" else stage for stage in arm.stages]
+        recipe["evaluation"] = PART
+    return recipe
+
+
 def start_of(name: str, seed: int, out: Path, benchmark: "MBeir") -> dict[str, Any]:
     """What a recipe starts from: nothing, as the tiny ones do, the same with another configuration, or another arm."""
     from umarvel_hf.checkpoint import new_model
@@ -235,10 +315,7 @@ def start_of(name: str, seed: int, out: Path, benchmark: "MBeir") -> dict[str, A
 
     arm, folder = ARMS[name], out / folder_name(name, seed)
     if arm.start is not None:
-        model = out / folder_name(arm.start, seed) / "run/model"
-        if not model.is_dir():
-            raise FileNotFoundError(f"{model} does not exist; run the arm {arm.start!r} with seed {seed} first.")
-        return {"model": str(model)}
+        return {"model": left_by(arm.start, seed, out, "model")}
     if arm.model is None:
         return {"tiny": {}}
     checkpoint = folder / "start"
