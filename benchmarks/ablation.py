@@ -118,14 +118,10 @@ def reranker() -> list[dict[str, Any]]:
 
 def distillation() -> list[dict[str, Any]]:
     """Have the re-ranker judge the first of some lists, and learn its order of them."""
-    taught = {"name": "taught", "kind": "score", "table": "mined", "top": 5, "weight": None, "fit_top": FUSED}
+    scored = {"name": "taught", "kind": "score", "table": "mined", "reranker": TEACHER, "top": 5, "fit_top": FUSED}
     training = {**AGAIN, "learning_rate": 2.0e-4, "per_device_train_batch_size": 16}
-    learned = {"table": "taught", "top": 5, "keep_positive": True}
-    return [
-        mined("mined", "local", 0.03),
-        {**taught, "reranker": TEACHER},
-        trained("distilled", "distill", 300, **learned, training=training),
-    ]
+    learned = trained("distilled", "distill", 300, table="taught", top=5, keep_positive=True, training=training)
+    return [mined("mined", "local", 0.03), scored, learned]
 
 
 def shipped() -> list[dict[str, Any]]:
@@ -161,7 +157,8 @@ class Arm:
 
     def needs(self, seed: int) -> list[tuple[str, int]]:
         """The arms and seeds that are run before."""
-        return [(self.start, seed)] * (self.start is not None) + [(TEACHER, SEEDS[0])] * self.taught
+        before = [] if self.start is None else [(self.start, seed)]
+        return [*before, (TEACHER, SEEDS[0])] if self.taught else before
 
 
 ONE, THREE = "one stage", "progressive transition"
@@ -210,16 +207,16 @@ def main() -> None:
 def run_all(arguments: argparse.Namespace) -> None:
     """Run what is not in the results yet, several at once; a result is written as it comes."""
     known = read_results()
-    waiting = [
+    waiting = [  # in an order in which every run comes after those that it needs, however they are named
         (arm, seed)
-        for seed in arguments.seeds
-        for arm in arguments.arms
+        for seed, arm in product(SEEDS, ARMS)
+        if seed in arguments.seeds and arm in arguments.arms
         if seed in ARMS[arm].seeds and seed not in known.get(arm, {})
     ]
     running: dict[tuple[str, int], Future[None]] = {}
 
     def one(arm: str, seed: int) -> None:
-        for first in ARMS[arm].needs(seed):  # begun before, as they stand before it among the arms
+        for first in ARMS[arm].needs(seed):
             if first in running:
                 running[first].result()
         command = [sys.executable, __file__, "--out", arguments.out, "--one", arm, str(seed)]
