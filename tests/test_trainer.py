@@ -126,6 +126,29 @@ def test_a_resumed_run_equals_an_unbroken_one(checkpoint, rows, tmp_path):
     assert any(not torch.equal(fresh[name], parameter) for name, parameter in expected.items())
 
 
+def test_linear_layers_learn_by_muon_at_a_rate_of_their_own_and_a_resumed_run_equals_an_unbroken_one(
+    checkpoint, rows, tmp_path
+):
+    settings = {"muon_learning_rate": 2e-3, "learning_rate": 0.0, "temperature_learning_rate": 0.0, "weight_decay": 0.0}
+    settings |= {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "linear"}
+    unbroken, resumed = load(checkpoint), load(checkpoint)
+    train(unbroken, rows, tmp_path / "unbroken", **settings)
+    shutil.copytree(tmp_path / "unbroken/checkpoint-2", tmp_path / "resumed/checkpoint-2")
+    train(
+        resumed, rows, tmp_path / "resumed", resume_from_checkpoint=str(tmp_path / "resumed/checkpoint-2"), **settings
+    )
+    expected, fresh = dict(unbroken.named_parameters()), dict(load(checkpoint).named_parameters())
+    for name, parameter in resumed.named_parameters():
+        assert torch.equal(parameter, expected[name]), name
+    linear = {f"{name}.weight" for name, module in unbroken.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert {name for name, parameter in expected.items() if not torch.equal(parameter, fresh[name])} == linear
+
+
+def test_muon_beside_another_optimizer_is_refused(checkpoint, rows, tmp_path):
+    with pytest.raises(ValueError, match="optim is sgd, but muon_learning_rate trains linear layers by Muon"):
+        train(load(checkpoint), rows, tmp_path, muon_learning_rate=1e-3, optim="sgd")
+
+
 def test_a_checkpoint_of_a_run_loads_by_itself(checkpoint, rows, items, tmp_path):
     model = load(checkpoint)
     train(model, rows, tmp_path, max_steps=2, save_strategy="steps", save_steps=2)

@@ -14,6 +14,8 @@ class UMarvelTrainingArguments(SentenceTransformerTrainingArguments):
     Args:
         mini_batch_size: Rows embedded at a time under gradient caching; None: the whole batch at once.
         temperature_learning_rate: Learning rate of the logarithm of the temperature; None: that of the model.
+        muon_learning_rate: Train the weights of linear layers by Muon at this rate, and all others by AdamW at
+            ``learning_rate``; None: AdamW trains all.
         max_text_tokens: Longer texts are cut, in training only (recipe.md §2.2); instructions are not.
     """
 
@@ -22,6 +24,9 @@ class UMarvelTrainingArguments(SentenceTransformerTrainingArguments):
     )
     temperature_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the log-temperature; None: that of the model."}
+    )
+    muon_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of linear layers, by Muon; None: AdamW trains them, too."}
     )
     max_text_tokens: int = field(default=480, metadata={"help": "Longer texts are cut, in training only."})
 

@@ -52,6 +52,10 @@ def _is(kind: type | tuple[type, ...], value: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
+def _is_rate(value: Any) -> bool:
+    return _is((int, float), value) and 0 <= value < math.inf
+
+
 def _one_of(*names: str, of: Iterable[Any]) -> Rule:
     known = [str(getattr(one, "value", one)) for one in of]
     return Rule(names, lambda value: value in known, f"one of {', '.join(known)}")
@@ -64,12 +68,9 @@ RULES = (
         "a whole number from 1",
     ),
     Rule(("mini_batch_size",), lambda value: value is None or (_is(int, value) and value >= 1), "from 1, or left out"),
+    Rule(("muon_learning_rate",), lambda value: value is None or _is_rate(value), "a number from 0, or left out"),
     Rule(("max_steps",), lambda value: _is(int, value) and (value >= 1 or value == -1), "a whole number from 1"),
-    Rule(
-        ("learning_rate", "weight_decay", "max_grad_norm"),
-        lambda value: _is((int, float), value) and 0 <= value < math.inf,
-        "a number from 0",
-    ),
+    Rule(("learning_rate", "weight_decay", "max_grad_norm"), _is_rate, "a number from 0"),
     Rule(("num_train_epochs",), lambda value: _is((int, float), value) and 0 < value < math.inf, "a number above 0"),
     _one_of("lr_scheduler_type", of=SchedulerType),
     _one_of("optim", of=OptimizerNames),

@@ -11,12 +11,14 @@ import torch.distributed as dist
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW
 from transformers import PreTrainedTokenizerBase
 
 from umarvel_hf.trainer.adapters import ResumesAdapters
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
 from umarvel_hf.trainer.cutting import cut_item
 from umarvel_hf.trainer.losses import EmbeddingLoss, InfoNCE, similarity_of
+from umarvel_hf.trainer.muon import MuonAdamW, with_muon
 from umarvel_hf.trainer.sharding import ShardsWeights
 
 logger = logging.getLogger(__name__)
@@ -38,7 +40,8 @@ class UMarvelTrainer(ShardsWeights, ResumesAdapters, SentenceTransformerTrainer)
 
     Raises:
         ValueError: The model holds no temperature, or it is not trained although it has a learning rate of its own;
-            accelerate is told to split weights in a way that :class:`ShardsWeights` does not know.
+            accelerate is told to split weights in a way that :class:`ShardsWeights` does not know; Muon is asked for
+            beside another optimizer than AdamW, or on split weights.
     """
 
     training_args_class = UMarvelTrainingArguments
@@ -79,6 +82,24 @@ class UMarvelTrainer(ShardsWeights, ResumesAdapters, SentenceTransformerTrainer)
     def get_default_loss(self, model: Any) -> nn.Module:
         """:class:`InfoNCE`, cached if ``args.mini_batch_size`` says so."""
         return InfoNCE(model, mini_batch_size=self.args.mini_batch_size)
+
+    def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[Any, Any]:  # type: ignore[override]
+        """The host's, with :class:`MuonAdamW` where ``args.muon_learning_rate`` says so."""
+        optimizer, settings = super().get_optimizer_cls_and_kwargs(args, model)
+        if args.muon_learning_rate is None:
+            return optimizer, settings
+        if optimizer is not AdamW:
+            raise ValueError(
+                f"optim is {args.optim.value}, but muon_learning_rate trains linear layers by Muon and all else by "
+                "AdamW. Leave one of the two out."
+            )
+        if self.is_fsdp_enabled:
+            raise ValueError(
+                "muon_learning_rate is given, but Muon needs whole matrices and FSDP2 splits them. Launch with "
+                "recipes/accelerate/ddp.yaml, or leave it out."
+            )
+        groups = with_muon(settings.pop("optimizer_dict"), self.model, args.muon_learning_rate)
+        return MuonAdamW, {**settings, "optimizer_dict": groups}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the temperature wherever there is a loss."""
