@@ -62,10 +62,14 @@ TRAINING = {
     "report_to": "none",
 }
 LAST = {"lr_scheduler_type": "cosine"}
-AGAIN = {**LAST, "learning_rate": 5.0e-4}  # of a model that has been trained
+MUON = {"muon_learning_rate": 4.0e-3}
+AGAIN = {**LAST, "learning_rate": 5.0e-4, "muon_learning_rate": 2.0e-3}  # of the model that ships
 TEACHER = "re-ranker, fused"  # the arm whose re-ranker, of its first seed, teaches
 JUDGE = "4-judge/model"  # in its folder
 FUSED = 6  # candidates that it judges: one more than are counted
+# Memory that is kept and not given back to the system makes a step a tenth shorter.
+KEEP = "hugetlb=1", "mmap_threshold=1073741824", "trim_threshold=8589934592", "top_pad=67108864"
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{one}" for one in KEEP)}
 PART = {"queries_per_task": 50, "candidates_per_task": 1000}  # of the validation split, for the weight of its answers
 
 
@@ -99,8 +103,8 @@ def mined(name: str, pool: str, share: float, **changed: Any) -> dict[str, Any]:
 def hard_negatives(pool: str) -> list[dict[str, Any]]:
     """Mine, and then go on with one negative a row, the first of its list."""
     training = {**AGAIN, "per_device_train_batch_size": 80}
-    negatives = {"table": "mined", pool: 1}
-    return [mined("mined", pool, 0.3), trained("hard", "hard_negatives", 250, negatives=negatives, training=training)]
+    learned = {"negatives": {"table": "mined", pool: 1}, "batches": "mixed", "training": training}
+    return [mined("mined", pool, 0.3), trained("hard", "hard_negatives", 250, **learned)]
 
 
 def reranker() -> list[dict[str, Any]]:
@@ -117,17 +121,23 @@ def reranker() -> list[dict[str, Any]]:
 
 
 def distillation() -> list[dict[str, Any]]:
-    """Have the re-ranker judge the first of some lists, and learn its order of them."""
-    scored = {"name": "taught", "kind": "score", "table": "mined", "reranker": TEACHER, "top": 5, "fit_top": FUSED}
-    training = {**AGAIN, "learning_rate": 2.0e-4, "per_device_train_batch_size": 16}
-    learned = trained("distilled", "distill", 300, table="taught", top=5, keep_positive=True, training=training)
-    return [mined("mined", "local", 0.03), scored, learned]
+    """Have a teacher judge the first of some lists, and learn its order of them."""
+    scored = {"name": "taught", "kind": "score", "table": "mined", "reranker": "", "top": 5, "fit_top": FUSED}
+    training = {**AGAIN, "learning_rate": 2.0e-4, "muon_learning_rate": 8.0e-4, "per_device_train_batch_size": 16}
+    learned = {"table": "taught", "top": 5, "keep_positive": True, "batches": "mixed", "training": training}
+    return [mined("mined", "local", 0.03), scored, trained("distilled", "distill", 300, **learned)]
 
 
 def shipped() -> list[dict[str, Any]]:
     """The stages of ``umarvel train emoji``."""
     stages: list[dict[str, Any]] = yaml.safe_load((HERE.parent / "umarvel_hf/recipes/emoji.yaml").read_text())["stages"]
     return stages
+
+
+def one_stage_of(stages: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
+    """The last of some stages for more steps, instead of them all."""
+    last = stages[-1]
+    return [{**last, "training": {**last["training"], "max_steps": steps}}]
 
 
 @dataclass(frozen=True)
@@ -138,31 +148,23 @@ class Arm:
         control: The arm that it is compared with; None: it is a control itself.
         stages: Of the recipe.
         model: Fields of the checkpoint's configuration that are not as usual.
-        start: The arm whose model of the same seed it goes on from; None: it starts from nothing.
+        goes_on: It starts from the model that ships, not from nothing.
         masked: Whether right answers of other rows are left out of a row's negatives.
+        teachers: Runs that teach it, by arm and seed: a re-ranker, or several embedders by their mean cosine.
         seeds: That it is run with.
     """
 
     control: str | None
     stages: list[dict[str, Any]]
     model: Mapping[str, Any] | None = None
-    start: str | None = None
+    goes_on: bool = False
     masked: bool = True
+    teachers: tuple[tuple[str, int], ...] = ()
     seeds: tuple[int, ...] = SEEDS
-
-    @property
-    def taught(self) -> bool:
-        """Whether a re-ranker teaches it."""
-        return any(stage["kind"] == "score" for stage in self.stages)
-
-    def needs(self, seed: int) -> list[tuple[str, int]]:
-        """The arms and seeds that are run before."""
-        before = [] if self.start is None else [(self.start, seed)]
-        return [*before, (TEACHER, SEEDS[0])] if self.taught else before
 
 
 ONE, THREE = "one stage", "progressive transition"
-LONG, MORE = "one stage, long", "the same for longer"
+SHIPPED, LONG, MORE = "the recipe that ships", "one stage as long", "what ships, for longer"
 NO_SPAN = {"instruction_start_token_id": None, "instruction_end_token_id": None}
 FIXED = {"temperature": "fixed", "training": {"temperature_learning_rate": None}}
 ARMS = {
@@ -175,13 +177,17 @@ ARMS = {
     "right answers unmasked": Arm(THREE, progressive(), masked=False),
     "rows of tasks mixed": Arm(THREE, progressive(batches="mixed")),
     "one task a batch": Arm(THREE, progressive(batches="per_task")),
-    LONG: Arm(None, [infonce("instructions", "all", 3600, training=LAST)]),
-    "shipped recipe": Arm(LONG, shipped()),
-    MORE: Arm(None, [infonce("instructions", "all", 480, training=AGAIN)], start=LONG),
-    "hard negatives, local": Arm(MORE, hard_negatives("local"), start=LONG),
-    "hard negatives, union": Arm(MORE, hard_negatives("union"), start=LONG),
-    TEACHER: Arm(LONG, reranker(), start=LONG, seeds=SEEDS[:1]),
-    "distillation": Arm(MORE, distillation(), start=LONG),
+    "linear layers by Muon": Arm(THREE, progressive(training=MUON)),
+    LONG: Arm(None, one_stage_of(shipped(), 1530)),
+    SHIPPED: Arm(LONG, shipped()),
+    MORE: Arm(None, [infonce("instructions", "all", 480, batches="mixed", training=AGAIN)], goes_on=True),
+    "hard negatives, local": Arm(MORE, hard_negatives("local"), goes_on=True),
+    "hard negatives, union": Arm(MORE, hard_negatives("union"), goes_on=True),
+    TEACHER: Arm(SHIPPED, reranker(), goes_on=True, seeds=SEEDS[:1]),
+    "distillation": Arm(MORE, distillation(), goes_on=True, teachers=((TEACHER, SEEDS[0]),)),
+    "distillation of an ensemble": Arm(
+        MORE, distillation(), goes_on=True, teachers=tuple((SHIPPED, seed) for seed in SEEDS)
+    ),
 }
 
 
@@ -207,23 +213,24 @@ def main() -> None:
 def run_all(arguments: argparse.Namespace) -> None:
     """Run what is not in the results yet, several at once; a result is written as it comes."""
     known = read_results()
-    waiting = [  # in an order in which every run comes after those that it needs, however they are named
+    waiting = [  # by seed, however they are named
         (arm, seed)
         for seed, arm in product(SEEDS, ARMS)
         if seed in arguments.seeds and arm in arguments.arms
         if seed in ARMS[arm].seeds and seed not in known.get(arm, {})
     ]
+    waiting.sort(key=lambda work: bool(ARMS[work[0]].teachers))  # those that are taught last, the others as they were
     running: dict[tuple[str, int], Future[None]] = {}
 
     def one(arm: str, seed: int) -> None:
-        for first in ARMS[arm].needs(seed):
+        for first in ARMS[arm].teachers:
             if first in running:
                 running[first].result()
         command = [sys.executable, __file__, "--out", arguments.out, "--one", arm, str(seed)]
         log = arguments.out / f"{folder_name(arm, seed)}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as said:
-            alone = os.environ | {"OMP_NUM_THREADS": "1"}
+            alone = os.environ | ONE_THREAD
             done = subprocess.run(command, env=alone, stdout=said, stderr=said, check=False)
         if done.returncode:
             raise RuntimeError(f"{arm}, seed {seed}: see {log}")
@@ -242,6 +249,7 @@ def run_all(arguments: argparse.Namespace) -> None:
 def run(name: str, seed: int, out: Path) -> dict[str, Any]:
     """Train an arm, or go on with it, and measure it: a line of the results."""
     import torch
+    from ensemble import Ensemble
 
     from umarvel_hf.data import MBeir
     from umarvel_hf.emoji import benchmark_dir
@@ -261,6 +269,10 @@ def run(name: str, seed: int, out: Path) -> dict[str, Any]:
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
         if not arm.masked:
             stages.InfoNCE = without_ids(stages.InfoNCE)
+        if len(arm.teachers) > 1:
+            teachers = [load(folder, device="cpu") for folder in teachers_of(arm, out)]
+            instructions = {prompt for prompts in benchmark.instructions.values() for prompt in prompts}
+            stages.load_reranker = lambda _: Ensemble(teachers, instructions)
         model = train(folder / "recipe.yaml", folder / "run", benchmark=benchmark)
     encoder, fused = load(str(model), device="cpu"), {}
     if name == TEACHER:
@@ -294,25 +306,31 @@ def left_by(arm: str, seed: int, out: Path, model: str) -> str:
     return str(path)
 
 
+def teachers_of(arm: Arm, out: Path) -> list[str]:
+    """The models that teach an arm."""
+    return [left_by(name, seed, out, JUDGE if name == TEACHER else "model") for name, seed in arm.teachers]
+
+
 def recipe_of(name: str, seed: int, out: Path, benchmark: "MBeir") -> dict[str, Any]:
     """The recipe of an arm, in which the teacher is a folder."""
     arm, start = ARMS[name], start_of(name, seed, out, benchmark)
     recipe: dict[str, Any] = {"name": folder_name(name, seed), "seed": seed, "start": start, "stages": arm.stages}
-    if arm.taught:
-        teacher = {"reranker": left_by(TEACHER, SEEDS[0], out, JUDGE)}
+    if arm.teachers:
+        teacher = {"reranker": teachers_of(arm, out)[0]}  # of several the first, as the recipe has room for one
         recipe["stages"] = [stage | teacher if stage["kind"] == "score" else stage for stage in arm.stages]
         recipe["evaluation"] = PART
     return recipe
 
 
 def start_of(name: str, seed: int, out: Path, benchmark: "MBeir") -> dict[str, Any]:
-    """What a recipe starts from: nothing, as the tiny ones do, the same with another configuration, or another arm."""
+    """What a recipe starts from: nothing, as the tiny ones do, the same with another configuration, or what ships."""
     from umarvel_hf.checkpoint import new_model
+    from umarvel_hf.emoji import model_dir
     from umarvel_hf.emoji.base import BaseSize, build_base
 
     arm, folder = ARMS[name], out / folder_name(name, seed)
-    if arm.start is not None:
-        return {"model": left_by(arm.start, seed, out, "model")}
+    if arm.goes_on:
+        return {"model": str(model_dir())}
     if arm.model is None:
         return {"tiny": {}}
     checkpoint = folder / "start"
