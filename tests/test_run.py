@@ -226,6 +226,17 @@ def test_every_stage_leaves_a_loadable_checkpoint_and_a_line_of_history(whole):
     assert_same(weights(whole / "run/model"), weights(whole / "run/8-distilled/model"))
 
 
+def test_the_card_tells_the_stages_and_their_data(whole, benchmark):
+    card = (whole / "run/model/README.md").read_text(encoding="utf-8")
+    noted = {line["stage"]: line for line in history_of(whole / "run")}
+    for name, kind in {"texts": "contrastive", "hard": "hard_negatives", "distilled": "distill"}.items():
+        cells = [str(noted[name][key]) for key in ("steps", "last_loss", "temperature")]
+        assert f"| {name} | {kind} | {' | '.join(cells)} |\n" in card
+    assert "| mined | mine |  |  |  |\n" in card
+    assert f"| judge | reranker | {noted['judge']['steps']} | {noted['judge']['last_loss']} |  |\n" in card
+    assert f"learned from the benchmark {benchmark.root.name}. " in card and (whole / "every.yaml").read_text() in card
+
+
 def test_stages_hand_on_what_they_found(whole, benchmark):
     taught = NegativeTable.open(whole / "run/7-taught/local.parquet")
     again = NegativeTable.open(whole / "run/6-again/local.parquet")
