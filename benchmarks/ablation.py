@@ -134,10 +134,11 @@ def shipped() -> list[dict[str, Any]]:
     return stages
 
 
-def one_stage_of(stages: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
-    """The last of some stages for more steps, instead of them all."""
-    last = stages[-1]
-    return [{**last, "training": {**last["training"], "max_steps": steps}}]
+def as_long_in_one_stage() -> list[dict[str, Any]]:
+    """Nothing but the instructions of what ships, in the same batches, for as many CPU seconds: blocks, then mixed."""
+    stage = next(stage for stage in shipped() if stage["name"] == "instructions")
+    begun, rest = ({**stage["training"], "max_steps": steps} for steps in (1150, 570))
+    return [{**stage, "training": begun}, {**stage, "name": "mixed", "batches": "mixed", "training": {**rest, **LAST}}]
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ ARMS = {
     "rows of tasks mixed": Arm(THREE, progressive(batches="mixed")),
     "one task a batch": Arm(THREE, progressive(batches="per_task")),
     "linear layers by Muon": Arm(THREE, progressive(training=MUON)),
-    LONG: Arm(None, one_stage_of(shipped(), 1530)),
+    LONG: Arm(None, as_long_in_one_stage()),
     SHIPPED: Arm(LONG, shipped()),
     MORE: Arm(None, [infonce("instructions", "all", 480, batches="mixed", training=AGAIN)], goes_on=True),
     "hard negatives, local": Arm(MORE, hard_negatives("local"), goes_on=True),
