@@ -16,7 +16,7 @@ STYLE = Markup(
     "<style>svg{color-scheme:light dark;--page:#fff;--ink:#1c1d1f;--soft:#62666d;--line:#dcdde0;--better:#0072b2;"
     "--worse:#d55e00}@media(prefers-color-scheme:dark){svg{--page:#16171a;--ink:#e9eaec;--soft:#a2a7b0;--line:#34373d;"
     "--better:#56b4e9;--worse:#e69f00}}.page{fill:var(--page)}text{font:12px system-ui,sans-serif;fill:var(--ink)}"
-    ".title{font-size:15px;font-weight:600}.soft{fill:var(--soft)}.middle{text-anchor:middle}.grid{stroke:var(--line)}"
+    ".title{font-size:15px;font-weight:600}.soft{fill:var(--soft)}.middle{text-anchor:middle}.end{text-anchor:end}.grid{stroke:var(--line)}"
     ".zero{stroke:var(--soft);stroke-width:1.5}.better{--mark:var(--better)}.worse{--mark:var(--worse)}"
     ".none{--mark:var(--soft)}g line{stroke:var(--mark);stroke-width:2}g path{fill:var(--mark);stroke:var(--mark);"
     "stroke-width:2}g.none path{fill:var(--page)}</style>"
@@ -31,7 +31,7 @@ TICK = Markup(
     '<text class="soft middle" x="{x:.1f}" y="{base}">{label}</text>'
 )
 ROW = Markup(
-    '<text x="16" y="{base}">{name}</text><text class="soft" x="176" y="{base}">{metric}</text><g class="{kind}">'
+    '<text x="16" y="{base}">{name}</text><text class="soft end" x="296" y="{base}">{metric}</text><g class="{kind}">'
     '<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}"/><path transform="translate({x:.1f} {y})" d="{mark}"/></g>'
     '<text x="576" y="{base}">{numbers}</text>'
 )
@@ -144,7 +144,7 @@ def plot(comparisons: Sequence[Comparison], *, title: str | None = None) -> str:
     second = " / ".join(dict.fromkeys(one.second for one in comparisons))
     ends = [100 * end for one in comparisons for end in (one.low, one.high)]
     ticks = _ticks(min(0.0, *ends), max(0.0, *ends))
-    left, right, top, step = 250, 556, 66, 26  # the scale runs from `left` to `right`
+    left, right, top, step = 310, 556, 66, 26  # the scale runs from `left` to `right`
     scale = (right - left) / (ticks[-1] - ticks[0])
     bottom = top + step * len(comparisons)
     title = title or f"{first} against {second}"
