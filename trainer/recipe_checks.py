@@ -215,7 +215,7 @@ def _batch_misfits(stage: Embedding) -> Iterable[str]:
         yield f"batches of blocks of {stage.batches} rows do not fill a batch of {size}; choose a divisor."
     if stage.temperature == "fixed" and stage.training.get("temperature_learning_rate") is not None:
         yield "temperature is fixed, but training gives it a temperature_learning_rate; leave one out."
-    optim = stage.training.get("optim", "adamw_torch")
+    optim = str(stage.training.get("optim", "adamw_torch"))
     if stage.training.get("muon_learning_rate") is not None and not optim.startswith("adamw_torch"):
         yield f"optim is {optim!r}, but muon_learning_rate trains all but linear layers by AdamW; leave one out."
 
