@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from umarvel_hf.data import Query
 from umarvel_hf.reranking import judge_pairs, reranker_query
 
 SPEC = importlib.util.spec_from_file_location("ensemble", Path(__file__).parents[1] / "benchmarks/ensemble.py")
@@ -26,8 +27,6 @@ class Table:
 
 
 def query(text, image=None):
-    from umarvel_hf.data import Query
-
     return Query("1:1", text, image, "text", (), 0)
 
 

@@ -216,7 +216,7 @@ def _batch_misfits(stage: Embedding) -> Iterable[str]:
     if stage.temperature == "fixed" and stage.training.get("temperature_learning_rate") is not None:
         yield "temperature is fixed, but training gives it a temperature_learning_rate; leave one out."
     optim = str(stage.training.get("optim", "adamw_torch"))
-    if stage.training.get("muon_learning_rate") is not None and not optim.startswith("adamw_torch"):
+    if stage.training.get("muon_learning_rate") is not None and optim not in ("adamw_torch", "adamw_torch_fused"):
         yield f"optim is {optim!r}, but muon_learning_rate trains all but linear layers by AdamW; leave one out."
 
 
