@@ -95,6 +95,18 @@ def test_more_memory_for_more_rows_at_a_time_and_less_for_adapters(recipe, tmp_p
     assert memory(per_device_train_batch_size=512, gradient_checkpointing=True) < many / 2
 
 
+def test_muon_keeps_one_moment_of_the_decoders_matrices(recipe, benchmark, tmp_path):
+    wide = {"hidden": 2048, "layers": 16, "heads": 16, "intermediate": 8192}
+
+    def memory(**training):
+        stage = {**STAGES[0], "training": {**TRAINING, **training}}
+        told = describe(recipe(stages=[stage], start={"tiny": wide}), tmp_path / "run", benchmark=benchmark)
+        return float(table(told)["first"][5].removesuffix(" GiB"))
+
+    matrices = 16 * (4 * 2048 * 2048 + 3 * 2048 * 8192)
+    assert memory() - memory(muon_learning_rate=1.0e-3) == pytest.approx(4 * matrices / 2**30, abs=0.11)
+
+
 def test_a_batch_larger_than_the_data_is_refused(recipe, benchmark, tmp_path):
     stage = {**STAGES[0], "training": {**TRAINING, "per_device_train_batch_size": 20}}
     with pytest.raises(ValueError, match=r"stage 'first': 18 rows fill no batch of 20. Lower the batch size."):

@@ -57,10 +57,10 @@ def describe(
 ) -> str:
     """A table of the stages of a recipe: rows, steps, what is trained, and an estimate of memory a device.
 
-    Memory is weights, gradients and Adam's two moments in float32 for what is trained, and activations of 34 bytes a
-    token, layer and hidden unit in half precision (https://arxiv.org/abs/2205.05198, without attention maps), one
-    layer's and 2 bytes for the others under gradient checkpointing. Libraries' own and the vision tower's are left
-    out.
+    Memory is weights, gradients and moments in float32 for what is trained (Adam has two, Muon one, here for what it
+    trains of the decoder), and activations of 34 bytes a token, layer and hidden unit in half precision
+    (https://arxiv.org/abs/2205.05198, without attention maps), one layer's and 2 bytes for the others under gradient
+    checkpointing. Libraries' own and the vision tower's are left out.
 
     Args:
         out: Folder of the run; what is there already is not estimated.
@@ -163,7 +163,14 @@ def _memory(stage: Training, training: Mapping[str, Any], size: Size) -> float:
     layer = 34 * half * rows * size.tokens * size.hidden
     saving = training.get("gradient_checkpointing") or training.get("activation_checkpointing")
     activations = layer + 2 * half * rows * size.tokens * size.hidden * size.layers if saving else layer * size.layers
-    return weights + 12 * trained + activations
+    return weights + 12 * trained - 4 * _by_muon(stage, training, size) + activations
+
+
+def _by_muon(stage: Training, training: Mapping[str, Any], size: Size) -> int:
+    """Weights with one moment in place of two."""
+    if training.get("muon_learning_rate") is None:
+        return 0
+    return size.trained(stage.lora) if stage.lora else sum(inputs * outputs for inputs, outputs in size.decoder)
 
 
 def _size(model: Any, recipe: Recipe) -> Size:

@@ -16,11 +16,12 @@ from umarvel_hf.data import MBeir
 from umarvel_hf.emoji.base import build_base
 from umarvel_hf.fetch import Unreachable
 from umarvel_hf.store import locked, whole_file
+from umarvel_hf.trainer.card import finish_model
 from umarvel_hf.trainer.manifest import Manifest, begin, checksum, flat
 from umarvel_hf.trainer.quarantine import Quarantine
 from umarvel_hf.trainer.recipe import Contrastive, Recipe, Score, Stage
 from umarvel_hf.trainer.recipe_reader import read_recipe, recipe_file
-from umarvel_hf.trainer.stages import Context, finish_model, input_files, missing_results, run_stage
+from umarvel_hf.trainer.stages import Context, input_files, missing_results, run_stage
 from umarvel_hf.trainer.start import check_start, foreign_model
 from umarvel_hf.trainer.views import Screened, Trial
 
@@ -159,7 +160,8 @@ class _Run:
         now = json.dumps({"recipe": self.recipe.name, "test": self.recipe.measures_test, "stages": facts}).encode()
         if model.is_dir() and path.read_bytes() == now:
             return
-        unfinished = finish_model(context, self.out / "model.unfinished")
+        unfinished = self.out / "model.unfinished"
+        finish_model(context.model, unfinished, self.recipe, self.benchmark)
         shutil.rmtree(model, ignore_errors=True)
         with whole_file(path) as file:
             file.write(now)

@@ -1,13 +1,11 @@
 """What every kind of stage does. Each goes on where it was stopped, and leaves its results whole or not at all."""
 
-import json
 import logging
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,9 @@ from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncode
 from torch import nn
 from transformers import TrainerCallback
 
-from umarvel_hf.checkpoint import model_card
 from umarvel_hf.data import MBeir, Query
 from umarvel_hf.emoji.cache import cache_dir
 from umarvel_hf.encoding import load
-from umarvel_hf.evaluation.benchmark import evaluate_benchmark
 from umarvel_hf.evaluation.reranked import fit_fusion
 from umarvel_hf.fetch import snli
 from umarvel_hf.mining import mine_benchmark
@@ -41,7 +37,6 @@ from umarvel_hf.trainer.losses import DistillKL, InfoNCE, NotFinite, similarity_
 from umarvel_hf.trainer.pairs import Pairs
 from umarvel_hf.trainer.quarantine import Quarantine
 from umarvel_hf.trainer.recipe import (
-    KINDS,
     Captions,
     Contrastive,
     Data,
@@ -416,53 +411,3 @@ def _evaluator(context: Context) -> RetrievalEvaluator | None:
 
 def _device() -> str:
     return str(PartialState().device)
-
-
-def finish_model(context: Context, out: Path) -> Path:
-    """Copy the last embedder to ``out`` with a card that tells its stages and, if the recipe asks, its test scores.
-
-    The test scores go to ``result.json`` beside it.
-    """
-    shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(context.model, out)
-    out.with_name("result.json").unlink(missing_ok=True)  # of other weights
-    recipe, table, folder = context.recipe, "not measured\n", out.parent
-    model = load(str(out), device=_device())
-    if recipe.measures_test:
-        settings = {"model": recipe.name, "command": f"umarvel train {recipe.name}"}
-        result = evaluate_benchmark(model, context.data, settings=settings)
-        result.save(out.with_name("result.json"))
-        table = result.table()
-    notes = files("umarvel_hf.trainer").joinpath("trained_card.md").read_text(encoding="utf-8")
-    embedder: Any = model[0].model
-    start = recipe.start.model or f"{recipe.name}: a tiny model trained from nothing"
-    told = notes.format(
-        stages=_stages_table(recipe, folder / "history.jsonl"),
-        data=_learned_from(context.benchmark),
-        recipe=(folder / "recipe.yaml").read_text(encoding="utf-8"),
-        table=table,
-    )
-    card = model_card(embedder, base=start, made_by=f"umarvel train {recipe.name}", notes=told)
-    (out / "README.md").write_text(card, encoding="utf-8")
-    return out
-
-
-def _learned_from(benchmark: MBeir | None) -> str:
-    """The data of a run in words."""
-    if benchmark is None:
-        return "the files that the recipe names"
-    if benchmark.root.parent == cache_dir():
-        return "the benchmark embedded in umarvel_hf (emoji artwork)"
-    return f"the benchmark {benchmark.root.name}"
-
-
-def _stages_table(recipe: Recipe, history: Path) -> str:
-    """What was noted of every stage, as a table of Markdown."""
-    kinds = {one: kind for kind, one in KINDS.items()}
-    noted = {record["stage"]: record for record in map(json.loads, history.read_text(encoding="utf-8").splitlines())}
-    lines = ["| stage | kind | steps | loss | temperature |", "| --- | --- | --- | --- | --- |"]
-    for stage in recipe.stages:
-        record = noted[stage.name]
-        cells = [str(record.get(name, "")) for name in ("steps", "last_loss", "temperature")]
-        lines.append(f"| {' | '.join([stage.name, kinds[type(stage)], *cells])} |")
-    return "\n".join(lines)
