@@ -201,8 +201,6 @@ def test_a_key_that_no_one_reads_is_refused(recipe, changed, message):
         ("texts.data", [{"mbeir": "all"}, {"mbeir": ["1 task 0"]}], "mbeir is given as 'all' and by groups"),
         ("texts.data", [{"nli": "a", "weight": 0.0}], "data: weight is 0.0; give a number above 0"),
         ("hard.remine_every_epochs", 0, "remine_every_epochs is 0; give at least 1"),
-        ("hard.weights", {"1 task 0": 0}, "weights: '1 task 0': 0.0; write DATA SET task NUMBER: a number above 0"),
-        ("hard.weights", {"dogs": 2}, "weights: 'dogs': 2.0; write DATA SET task NUMBER"),
         ("texts.attn_implementation", "sdp", "stage 'texts': attn_implementation is 'sdp'; here are eager, sdpa"),
         ("texts.attn_implementation", "flex_attention", "is 'flex_attention'; here are eager, sdpa"),
         ("judge.base", "mined", "stage 'judge': base 'mined' leaves no model; name a stage that trains"),

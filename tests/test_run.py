@@ -104,21 +104,6 @@ def test_queries_of_some_groups_are_mined(recipe, benchmark, tmp_path):
     assert set(NegativeTable.open(tmp_path / "run/1-mined/local.parquet").qids) == asked
 
 
-def test_rows_of_a_group_come_as_often_as_its_weight_says(recipe, benchmark, tmp_path):
-    training = {**TRAINING, "num_train_epochs": 1, "max_steps": -1}
-    mined = {"name": "mined", "kind": "mine", "depth": 18, "pools": ["local"]}
-    hard = {"name": "hard", "kind": "hard_negatives", "negatives": {"table": "mined", "local": 1}, "training": training}
-    weighted = {**hard, "name": "weighted", "weights": {"1 task 0": 3}}
-    path = recipe(stages=[mined, hard, weighted])
-    told = describe(path, tmp_path / "run", benchmark=benchmark)
-    train(path, tmp_path / "run", benchmark=benchmark)
-    queries, batch = benchmark.train_queries(), training["per_device_train_batch_size"]
-    rows = len(queries) + 2 * sum(query.group == "1 task 0" for query in queries)
-    steps = [json.loads(line).get("steps") for line in (tmp_path / "run/history.jsonl").read_text().splitlines()]
-    assert steps == [None, len(queries) // batch, rows // batch] and steps[1] < steps[2]
-    assert re.search(rf"weighted +HardNegatives +{rows} ", told)
-
-
 def test_mining_queries_of_a_group_that_is_not_there_is_refused(recipe, benchmark, tmp_path):
     path = recipe(stages=[{"name": "mined", "kind": "mine", "groups": ["1 task 0", "9 task 0"]}])
     with pytest.raises(ValueError, match=r"stage mined: .*train.jsonl has no queries of \['9 task 0'\]; name others"):

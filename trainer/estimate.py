@@ -126,16 +126,15 @@ def _count(stage: Training, context: Context) -> int | None:
         while name is not None:
             table = context.recipe.stage(name)
             if isinstance(table, Mine):
-                return _mined(table, context, stage.weights if isinstance(stage, HardNegatives) else None)
+                return _mined(table, context)
             name = getattr(table, "table", None)
         return len(context.data.train_queries())
     except OSError:
         return None
 
 
-def _mined(stage: Mine, context: Context, weights: Mapping[str, float] | None = None) -> int:
-    weights = weights or {}
-    return round(sum(weights.get(query.group, 1) for query in context.queries(stage)) * context.share(stage))
+def _mined(stage: Mine, context: Context) -> int:
+    return round(len(context.queries(stage)) * context.share(stage))
 
 
 def _queries(stage: Stage, context: Context) -> str:

@@ -184,14 +184,9 @@ class Mine(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class HardNegatives(Embedding):
-    """InfoNCE on training queries with mined negatives (recipe.md §6.5), mined anew every so often if told to.
-
-    Args:
-        weights: How often the rows of a group come in an epoch, by its name (``102 task 0``); 1 unless named.
-    """
+    """InfoNCE on training queries with mined negatives (recipe.md §6.5), mined anew every so often if told to."""
 
     negatives: Negatives
-    weights: dict[str, float] | None = None
     remine_every_epochs: int | None = None
     remine_every_steps: int | None = None
 

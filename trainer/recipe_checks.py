@@ -82,7 +82,6 @@ FLASH_ATTENTION = {
     "flash_attention_3": is_flash_attn_3_available,
     "flash_attention_4": is_flash_attn_4_available,
 }
-GROUP = r"\d+ task \d+"  # of training queries
 THE_RUNS_OWN = ("output_dir", "seed", "data_seed", "batch_sampler", "resume_from_checkpoint")
 
 
@@ -201,7 +200,7 @@ def _data_misfits(data: Iterable[Data]) -> Iterable[str]:
             groups += ["all"] if one.mbeir == "all" else one.mbeir
     if repeated := sorted({group for group in groups if groups.count(group) > 1}):
         yield f"data: several data sets are called {repeated}; join or rename their files."
-    if "all" in groups and any(re.fullmatch(GROUP, group) for group in groups):
+    if "all" in groups and any(re.fullmatch(r"\d+ task \d+", group) for group in groups):
         yield "data: mbeir is given as 'all' and by groups; weights of single groups need them all named."
 
 
@@ -243,7 +242,7 @@ def _negative_misfits(stage: HardNegatives, earlier: Mapping[str, Stage]) -> Ite
     if wanted.filters.veto is not None and not isinstance(earlier[wanted.table], Score):
         yield f"filters.veto asks a re-ranker's answers, which stage {wanted.table!r} has not; name a score stage."
     for group, other in wanted.tasks.items():
-        if not re.fullmatch(GROUP, group) or other.keys() - {"strategy", "window"}:
+        if not re.fullmatch(r"\d+ task \d+", group) or other.keys() - {"strategy", "window"}:
             yield f"negatives.tasks: {group!r}: {other}; write DATA SET task NUMBER: {{strategy: …, window: …}}."
             continue
         window = other.get("window", wanted.window if "strategy" not in other else None)
@@ -251,9 +250,6 @@ def _negative_misfits(stage: HardNegatives, earlier: Mapping[str, Stage]) -> Ite
             Strategy(other.get("strategy", wanted.strategy), 1, None if window is None else tuple(window))
         except (TypeError, ValueError) as error:
             yield f"negatives.tasks: {group!r}: {error}"
-    for group, weight in (stage.weights or {}).items():
-        if not re.fullmatch(GROUP, group) or not 0 < weight < math.inf:
-            yield f"weights: {group!r}: {weight}; write DATA SET task NUMBER: a number above 0."
     for name in ("remine_every_epochs", "remine_every_steps"):
         if (every := getattr(stage, name)) is not None and every < 1:
             yield f"{name} is {every}; give at least 1."

@@ -195,16 +195,7 @@ def _hard_negatives(stage: HardNegatives, folder: Path, context: Context) -> dic
         accumulated = stage.training.get("gradient_accumulation_steps", 1)
         batches_per_epoch = stage.remine_every_steps * accumulated * PartialState().num_processes
     loss = partial(InfoNCE, shared=wanted.shared)
-    return _train_embedder(
-        stage,
-        folder,
-        context,
-        rows,
-        loss,
-        weights=stage.weights,
-        callbacks=callbacks,
-        batches_per_epoch=batches_per_epoch,
-    )
+    return _train_embedder(stage, folder, context, rows, loss, callbacks=callbacks, batches_per_epoch=batches_per_epoch)
 
 
 def _distill(stage: Distill, folder: Path, context: Context) -> dict[str, Any]:
