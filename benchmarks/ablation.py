@@ -137,7 +137,7 @@ def shipped() -> list[dict[str, Any]]:
 def as_long_in_one_stage() -> list[dict[str, Any]]:
     """Nothing but the instructions of what ships, in the same batches, for as many CPU seconds: blocks, then mixed."""
     stage = next(stage for stage in shipped() if stage["name"] == "instructions")
-    begun, rest = ({**stage["training"], "max_steps": steps} for steps in (1150, 570))
+    begun, rest = ({**stage["training"], "max_steps": steps} for steps in (2150, 570))
     return [{**stage, "training": begun}, {**stage, "name": "mixed", "batches": "mixed", "training": {**rest, **LAST}}]
 
 
@@ -476,7 +476,7 @@ def scores_table(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
     rows = [["arm", "seeds", "CPU s", *(f"{SETS[group]} {pool}" for group, pool in product(SETS, POOLS))]]
     for name, runs in results.items():
         seconds = [run["cpu_seconds"] for run in runs.values()]
-        row = [name, str(len(runs)), f"{min(seconds)}–{max(seconds)}"]
+        row = [name, str(len(runs)), "–".join(str(one) for one in sorted({min(seconds), max(seconds)}))]
         for group, pool in product(SETS, POOLS):
             row.append(" / ".join(f"{100 * hits_of(runs, (group, pool, metric)).mean():.1f}" for metric in METRICS))
         rows.append(row)

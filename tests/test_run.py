@@ -233,7 +233,7 @@ def test_the_card_tells_the_stages_and_their_data(whole, benchmark):
         cells = [str(noted[name][key]) for key in ("steps", "last_loss", "temperature")]
         assert f"| {name} | {kind} | {' | '.join(cells)} |\n" in card
     assert "| mined | mine |  |  |  |\n" in card
-    assert f"| judge | reranker | {noted['judge']['steps']} | {noted['judge']['last_loss']} |  |\n" in card
+    assert f"| judge | reranker | {noted['judge']['steps']} | {noted['judge']['last_loss']:.3g} |  |\n" in card
     assert f"learned from the benchmark {benchmark.root.name}. " in card and (whole / "every.yaml").read_text() in card
 
 

@@ -62,6 +62,7 @@ def _stages_table(recipe: Recipe, history: Path) -> str:
     lines = ["| stage | kind | steps | loss | temperature |", "| --- | --- | --- | --- | --- |"]
     for stage in recipe.stages:
         record = noted[stage.name]
-        cells = [str(record.get(name, "")) for name in ("steps", "last_loss", "temperature")]
-        lines.append(f"| {' | '.join([stage.name, kinds[type(stage)], *cells])} |")
+        measured = [f"{record[name]:.3g}" if name in record else "" for name in ("last_loss", "temperature")]
+        cells = [stage.name, kinds[type(stage)], str(record.get("steps", "")), *measured]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
