@@ -5,18 +5,21 @@
     python benchmarks/ablation.py                                    # table and plot of what ablation.jsonl has
 
 Every run trains the tiny model on the embedded benchmark in a process of its own on one thread, and then measures the
-test split on local and union pools. Runs that are compared take the steps that fit the same CPU seconds, and batches of
-the same mix of tasks. CPU seconds include the data workers, mining and the making of the start, not the measuring.
-Seeds set weights, order, draws and changes to pictures.
+test split on local and union pools. Runs that are compared take as many steps, or where a step of theirs costs more or
+less, as many as fit the same CPU seconds. These include the data workers, mining and the making of the start, not the
+measuring and not the making of a teacher. Seeds set weights, order, draws and changes to pictures; where an arm goes on
+from the model that ships, all but the weights.
 
 `ablation.jsonl` beside this file gets a line a run, with whether every test query found a right answer first or among
-five. An arm is compared with its control over the same queries: of either the mean over the seeds, query by query, in a
-paired randomisation test, Holm-corrected for all cells of the table. Queries are one kind of luck, seeds the other: a
-difference counts as shown only where all pairs of seeds agree on its sign, too.
+five. A line is good for as long as the arm is what it was; after that it is refused, to be removed and run anew. An arm
+is compared with its control over the same queries: of either the mean over the seeds, query by query, in a paired
+randomisation test, Holm-corrected for all cells of the table. Queries are one kind of luck, seeds the other: a
+difference counts as shown only where there are three seeds and all pairs of them agree on its sign, too.
 """
 
 import argparse
 import base64
+import hashlib
 import json
 import os
 import resource
@@ -25,7 +28,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 RESULTS, PAGE, PLOT = HERE / "ablation.jsonl", HERE.parent / "docs/ablation.md", HERE.parent / "docs/ablation.svg"
+MODEL_THAT_SHIPS = HERE.parent / "umarvel_hf/emoji/model/model.safetensors"
 BEGIN, END = "<!-- written by benchmarks/ablation.py -->\n", "<!-- until here -->\n"  # around the tables on the page
 SEEDS = (1, 2, 3)
 SETS = {"scenes": "scenes", "emojiseen": "S", "emojiunseen": "U"}
@@ -61,9 +65,9 @@ TRAINING = {
     "dataloader_num_workers": 1,
     "report_to": "none",
 }
-LAST = {"lr_scheduler_type": "cosine"}
+DECAYING = {"lr_scheduler_type": "cosine"}  # in the last stage
 MUON = {"muon_learning_rate": 4.0e-3}
-AGAIN = {**LAST, "learning_rate": 5.0e-4, "muon_learning_rate": 2.0e-3}  # of the model that ships
+GOING_ON = {**DECAYING, "learning_rate": 5.0e-4, "muon_learning_rate": 2.0e-3}  # from the model that ships
 TEACHER = "re-ranker, fused"  # the arm whose re-ranker, of its first seed, teaches
 JUDGE = "4-judge/model"  # in its folder
 FUSED = 6  # candidates that it judges: one more than are counted
@@ -91,7 +95,7 @@ def progressive(**changed: Any) -> list[dict[str, Any]]:
     return [
         infonce("texts", ["102 task 1"], 100, **changed, training=training),
         infonce("captions", ["102 task 0"], 90, **changed, training=training),
-        infonce("instructions", "all", 100, **changed, training={**LAST, **training}),
+        infonce("instructions", "all", 100, **changed, training={**DECAYING, **training}),
     ]
 
 
@@ -102,9 +106,9 @@ def mined(name: str, pool: str, share: float, **changed: Any) -> dict[str, Any]:
 
 def hard_negatives(pool: str) -> list[dict[str, Any]]:
     """Mine, and then go on with one negative a row, the first of its list."""
-    training = {**AGAIN, "per_device_train_batch_size": 80}
+    training = {**GOING_ON, "per_device_train_batch_size": 80}
     learned = {"negatives": {"table": "mined", pool: 1}, "batches": "mixed", "training": training}
-    return [mined("mined", pool, 0.3), trained("hard", "hard_negatives", 250, **learned)]
+    return [mined("mined", pool, 0.3), trained("hard", "hard_negatives", 205, **learned)]
 
 
 def reranker() -> list[dict[str, Any]]:
@@ -116,14 +120,14 @@ def reranker() -> list[dict[str, Any]]:
         mined("mined-texts", "local", 0.5, depth=100, groups=["102 task 1", "100 task 1"]),
         texts,
         mined("mined", "local", 0.3, depth=100),
-        {**judge, "training": {**training, **LAST, "max_steps": 400}},
+        {**judge, "training": {**training, **DECAYING, "max_steps": 400}},
     ]
 
 
 def distillation() -> list[dict[str, Any]]:
     """Have a teacher judge the first of some lists, and learn its order of them."""
     scored = {"name": "taught", "kind": "score", "table": "mined", "reranker": "", "top": 5, "fit_top": FUSED}
-    training = {**AGAIN, "learning_rate": 2.0e-4, "muon_learning_rate": 8.0e-4, "per_device_train_batch_size": 16}
+    training = {**GOING_ON, "learning_rate": 2.0e-4, "muon_learning_rate": 8.0e-4, "per_device_train_batch_size": 16}
     learned = {"table": "taught", "top": 5, "keep_positive": True, "batches": "mixed", "training": training}
     return [mined("mined", "local", 0.03), scored, trained("distilled", "distill", 300, **learned)]
 
@@ -138,7 +142,10 @@ def as_long_in_one_stage() -> list[dict[str, Any]]:
     """Nothing but the instructions of what ships, in the same batches, for as many CPU seconds: blocks, then mixed."""
     stage = next(stage for stage in shipped() if stage["name"] == "instructions")
     begun, rest = ({**stage["training"], "max_steps": steps} for steps in (2150, 570))
-    return [{**stage, "training": begun}, {**stage, "name": "mixed", "batches": "mixed", "training": {**rest, **LAST}}]
+    return [
+        {**stage, "training": begun},
+        {**stage, "name": "mixed", "batches": "mixed", "training": {**rest, **DECAYING}},
+    ]
 
 
 @dataclass(frozen=True)
@@ -147,11 +154,11 @@ class Arm:
 
     Args:
         control: The arm that it is compared with; None: it is a control itself.
-        stages: Of the recipe.
+        stages: Of the recipe; none: it is measured as it is.
         model: Fields of the checkpoint's configuration that are not as usual.
         goes_on: It starts from the model that ships, not from nothing.
         masked: Whether right answers of other rows are left out of a row's negatives.
-        teachers: Runs that teach it, by arm and seed: a re-ranker, or several embedders by their mean cosine.
+        teachers: Runs that teach it, by arm and seed: a re-ranker, or several embedders in place of one.
         seeds: That it is run with.
     """
 
@@ -165,11 +172,12 @@ class Arm:
 
 
 ONE, THREE = "one stage", "progressive transition"
-SHIPPED, LONG, MORE = "the recipe that ships", "one stage as long", "what ships, for longer"
+SHIPPED, LONG = "the recipe that ships", "one stage as long"
+AS_IT_IS, MORE = "the model that ships", "the model that ships, for longer"
 NO_SPAN = {"instruction_start_token_id": None, "instruction_end_token_id": None}
 FIXED = {"temperature": "fixed", "training": {"temperature_learning_rate": None}}
 ARMS = {
-    ONE: Arm(None, [infonce("instructions", "all", 214, training=LAST)]),
+    ONE: Arm(None, [infonce("instructions", "all", 214, training=DECAYING)]),
     THREE: Arm(ONE, progressive()),
     "causal attention": Arm(THREE, progressive(), model={"bidirectional": False}),
     "last token": Arm(THREE, progressive(), model={"pooling": "last"}),
@@ -181,10 +189,11 @@ ARMS = {
     "linear layers by Muon": Arm(THREE, progressive(training=MUON)),
     LONG: Arm(None, as_long_in_one_stage()),
     SHIPPED: Arm(LONG, shipped()),
-    MORE: Arm(None, [infonce("instructions", "all", 480, batches="mixed", training=AGAIN)], goes_on=True),
+    MORE: Arm(None, [infonce("instructions", "all", 350, batches="mixed", training=GOING_ON)], goes_on=True),
     "hard negatives, local": Arm(MORE, hard_negatives("local"), goes_on=True),
     "hard negatives, union": Arm(MORE, hard_negatives("union"), goes_on=True),
-    TEACHER: Arm(SHIPPED, reranker(), goes_on=True, seeds=SEEDS[:1]),
+    AS_IT_IS: Arm(None, [], goes_on=True, seeds=SEEDS[:1]),
+    TEACHER: Arm(AS_IT_IS, reranker(), goes_on=True, seeds=SEEDS[:1]),
     "distillation": Arm(MORE, distillation(), goes_on=True, teachers=((TEACHER, SEEDS[0]),)),
     "distillation of an ensemble": Arm(
         MORE, distillation(), goes_on=True, teachers=tuple((SHIPPED, seed) for seed in SEEDS)
@@ -202,17 +211,26 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.one:
         name, seed = arguments.one
-        line = run(name, int(seed), arguments.out)
+        line = {**run(name, int(seed), arguments.out), "follows": digest(name)}
         with RESULTS.open("a") as file:  # one write, so that lines of several processes stay whole
             file.write(json.dumps(line) + "\n")
         return
     if arguments.out is not None:
         run_all(arguments)
+    elif (arguments.arms, arguments.seeds) != (list(ARMS), SEEDS):
+        parser.error("--arms and --seeds say what to run; give --out as well")
     show(read_results())
 
 
 def run_all(arguments: argparse.Namespace) -> None:
-    """Run what is not in the results yet, several at once; a result is written as it comes."""
+    """Run what is not in the results yet, several at once; a result is written as it comes.
+
+    Raises:
+        BlockingIOError: Another process runs in the same folder.
+        RuntimeError: A run failed; those that had not begun are left.
+    """
+    from umarvel_hf.store import locked
+
     known = read_results()
     waiting = [  # by seed, however they are named
         (arm, seed)
@@ -222,11 +240,14 @@ def run_all(arguments: argparse.Namespace) -> None:
     ]
     waiting.sort(key=lambda work: bool(ARMS[work[0]].teachers))  # those that are taught last, the others as they were
     running: dict[tuple[str, int], Future[None]] = {}
+    stopped = threading.Event()
 
     def one(arm: str, seed: int) -> None:
         for first in ARMS[arm].teachers:
             if first in running:
                 running[first].result()
+        if stopped.is_set():
+            return
         command = [sys.executable, __file__, "--out", arguments.out, "--one", arm, str(seed)]
         log = arguments.out / f"{folder_name(arm, seed)}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -234,14 +255,18 @@ def run_all(arguments: argparse.Namespace) -> None:
             alone = os.environ | ONE_THREAD
             done = subprocess.run(command, env=alone, stdout=said, stderr=said, check=False)
         if done.returncode:
+            stopped.set()
             raise RuntimeError(f"{arm}, seed {seed}: see {log}")
         print(f"{arm}, seed {seed}: done", flush=True)
 
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        for work in waiting:
-            running[work] = pool.submit(one, *work)
-        for future in running.values():
-            future.result()
+    with locked(arguments.out), ThreadPoolExecutor(arguments.jobs) as pool:
+        try:
+            for work in waiting:
+                running[work] = pool.submit(one, *work)
+            for future in as_completed(running.values()):
+                future.result()
+        finally:
+            stopped.set()  # interrupted, too
 
 
 # One run
@@ -253,7 +278,7 @@ def run(name: str, seed: int, out: Path) -> dict[str, Any]:
     from ensemble import Ensemble
 
     from umarvel_hf.data import MBeir
-    from umarvel_hf.emoji import benchmark_dir
+    from umarvel_hf.emoji import benchmark_dir, model_dir
     from umarvel_hf.encoding import load
     from umarvel_hf.evaluation.benchmark import evaluate_benchmark
     from umarvel_hf.evaluation.reranked import fit_fusion
@@ -271,10 +296,10 @@ def run(name: str, seed: int, out: Path) -> dict[str, Any]:
         if not arm.masked:
             stages.InfoNCE = without_ids(stages.InfoNCE)
         if len(arm.teachers) > 1:
-            teachers = [load(folder, device="cpu") for folder in teachers_of(arm, out)]
+            teachers = [load(teacher, device="cpu") for teacher in teachers_of(arm, out)]
             instructions = {prompt for prompts in benchmark.instructions.values() for prompt in prompts}
             stages.load_reranker = lambda _: Ensemble(teachers, instructions)
-        model = train(folder / "recipe.yaml", folder / "run", benchmark=benchmark)
+        model = train(folder / "recipe.yaml", folder / "run", benchmark=benchmark) if arm.stages else model_dir()
     encoder, fused = load(str(model), device="cpu"), {}
     if name == TEACHER:
         reranker = load_reranker(left_by(name, seed, out, JUDGE), device="cpu")
@@ -303,7 +328,10 @@ def left_by(arm: str, seed: int, out: Path, model: str) -> str:
     """A model that another run left in its folder."""
     path = out / folder_name(arm, seed) / "run" / model
     if not path.is_dir():
-        raise FileNotFoundError(f"{path} does not exist; run the arm {arm!r} with seed {seed} first.")
+        raise FileNotFoundError(
+            f"{path} does not exist; run the arm {arm!r} with seed {seed} first. If {RESULTS.name} has its line, remove "
+            "that: a run that is known is not run again."
+        )
     return str(path)
 
 
@@ -357,12 +385,14 @@ def without_ids(loss: type) -> type:
 @contextmanager
 def counted_seconds(path: Path) -> Iterator[None]:
     """Keep in a file the CPU seconds of this process and its children, added to those of runs that were broken off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    from umarvel_hf.store import whole_file
+
     before = float(path.read_text()) if path.is_file() else 0.0
     begun, done = cpu_seconds(), threading.Event()
 
     def note() -> None:
-        path.write_text(str(before + cpu_seconds() - begun))
+        with whole_file(path) as file:
+            file.write(str(before + cpu_seconds() - begun).encode())
 
     def keep_noting() -> None:
         while not done.wait(5):
@@ -397,12 +427,31 @@ def unpacked(text: str, queries: int) -> np.ndarray:
     return np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=queries).astype(np.float64)
 
 
+def digest(name: str) -> str:
+    """Stands for all that the runs of an arm follow: stages, configuration, what it starts from, who teaches it."""
+    arm = ARMS[name]
+    facts: dict[str, Any] = {"stages": arm.stages, "model": dict(arm.model or {}), "masked": arm.masked}
+    facts["teachers"] = [(teacher, seed, digest(teacher)) for teacher, seed in arm.teachers]
+    if arm.goes_on:
+        facts["start"] = hashlib.sha256(MODEL_THAT_SHIPS.read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def read_results() -> dict[str, dict[int, dict[str, Any]]]:
-    """All runs, by arm and seed."""
+    """All runs, by arm and seed.
+
+    Raises:
+        ValueError: A line is of no arm, of one that has changed since, or of a run that an earlier line is of.
+    """
     found: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in ARMS}
     lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
-    for line in map(json.loads, lines):
-        found[line["arm"]][line["seed"]] = line
+    for number, line in enumerate(map(json.loads, lines), start=1):
+        name, seed = line["arm"], line["seed"]
+        followed, now = line["follows"], digest(name) if name in ARMS else "no arm"
+        if followed != now or seed in found[name]:
+            what = "is there twice" if followed == now else f"followed {followed}, but the arm is now {now}"
+            raise ValueError(f"{RESULTS}, line {number}: {name!r}, seed {seed}, {what}. Remove the line.")
+        found[name][seed] = line
     return {arm: dict(sorted(runs.items())) for arm, runs in found.items() if runs}
 
 
@@ -420,12 +469,14 @@ class Difference:
 
     Args:
         test: Over queries, whose values are means over seeds; corrected for all cells.
-        apart: Whether the scores of all seeds of one are above those of all seeds of the other.
+        seeds: How many of them both were run with.
+        apart: Whether these are all, and the scores of all of one are above those of all of the other.
     """
 
     arm: str
     cell: tuple[str, str, str]
     test: "Comparison"
+    seeds: int
     apart: bool
 
     @property
@@ -448,7 +499,8 @@ def differences(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[
             ours, theirs = hits_of(here, cell), hits_of(there, cell)
             test = paired(name, cell[2], name, ours.mean(axis=0), control, theirs.mean(axis=0))
             first, second = ours.mean(axis=1), theirs.mean(axis=1)
-            found.append(Difference(name, cell, test, first.min() > second.max() or second.min() > first.max()))
+            apart = len(both) == len(SEEDS) and (first.min() > second.max() or second.min() > first.max())
+            found.append(Difference(name, cell, test, len(both), apart))
     tests = corrected([one.test for one in found])
     return [replace(one, test=test) for one, test in zip(found, tests, strict=True)]
 
@@ -486,7 +538,7 @@ def scores_table(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
 def differences_table(results: Mapping[str, Mapping[int, Mapping[str, Any]]], found: list[Difference]) -> str:
     """Points, interval, corrected p and verdict of every cell."""
     columns = [f"{pool} R@{metric.partition('@')[2]}" for pool, metric in product(POOLS, METRICS)]
-    rows = [["arm", "against", "set", *columns]]
+    rows = [["arm", "against", "seeds", "set", *columns]]
     marks = {"better": " ▲", "worse": " ▼", "no difference shown": ""}
     for name in dict.fromkeys(one.arm for one in found):
         for group in SETS:
@@ -496,7 +548,7 @@ def differences_table(results: Mapping[str, Mapping[int, Mapping[str, Any]]], fo
                 f"p {one.test.p_holm:.3f}{marks[one.verdict]}"
                 for one in cells
             ]
-            rows.append([name, str(ARMS[name].control), SETS[group], *texts])
+            rows.append([name, str(ARMS[name].control), str(cells[0].seeds), SETS[group], *texts])
     return markdown(rows)
 
 

@@ -1,4 +1,4 @@
-"""Several embedders as a teacher: their mean cosine, where a re-ranker would say how probable Yes is."""
+"""Several embedders as a teacher: their mean cosine stands where a re-ranker would say how probable Yes is."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,9 @@
 """The ablation: every arm is a recipe, and its table says what the runs say."""
 
+import argparse
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from umarvel_hf.emoji.base import BaseSize
 from umarvel_hf.trainer.recipe_reader import read_recipe
 
 CHECKOUT = Path(__file__).parents[1]
@@ -26,7 +29,7 @@ def ablation(monkeypatch, tmp_path):
 
 
 def line(ablation, arm, seed, hits):
-    """A run whose queries all have these hits, in every cell, or those of the cell."""
+    """A run whose queries have these hits, in every cell."""
     cells = {
         f"{group} {pool} {metric}" for group in ablation.SETS for pool in ablation.POOLS for metric in ablation.METRICS
     }
@@ -36,7 +39,15 @@ def line(ablation, arm, seed, hits):
         "cpu_seconds": 600 + seed,
         "queries": dict.fromkeys(ablation.SETS, len(hits)),
         "hits": dict.fromkeys(cells, ablation.packed(hits)),
+        "follows": ablation.digest(arm),
     }
+
+
+def test_what_ships_starts_as_all_arms_do(ablation):
+    shipped = read_recipe("emoji")
+    assert shipped.start.tiny == BaseSize() and [stage.name for stage in shipped.stages] == [
+        stage["name"] for stage in ablation.shipped()
+    ]
 
 
 def test_every_arm_is_a_recipe_and_is_compared_with_one_that_is_there(ablation, tmp_path):
@@ -45,7 +56,8 @@ def test_every_arm_is_a_recipe_and_is_compared_with_one_that_is_there(ablation, 
         taught = [stage | {"reranker": "folder"} if stage["kind"] == "score" else stage for stage in arm.stages]
         recipe = {"name": "arm", "seed": 1, "start": {"tiny": {}}, "stages": taught, "evaluation": ablation.PART}
         path.write_text(yaml.safe_dump(recipe))
-        assert read_recipe(path).stages, name
+        if arm.stages:
+            assert read_recipe(path).stages, name
         assert arm.control is None or arm.control in ablation.ARMS
         before = list(ablation.ARMS)[: list(ablation.ARMS).index(name)]  # begun before it, so that it can wait for them
         assert {needed for needed, _ in arm.teachers} <= set(before)
@@ -77,32 +89,81 @@ def test_seconds_of_runs_that_were_broken_off_are_added(ablation, tmp_path):
     assert 0.1 <= float(path.read_text()) < 1
 
 
+def write(ablation, **hits):
+    """Results of arms, whose spaces are underscores: the hits of seed 1, seed 2, …"""
+    lines = [
+        line(ablation, arm.replace("_", " "), seed, one)
+        for arm, of_seeds in hits.items()
+        for seed, one in enumerate(of_seeds, start=1)
+    ]
+    ablation.RESULTS.write_text("".join(json.dumps(one) + "\n" for one in lines))
+
+
+NONE, HALF, MOST = [0.0] * 200, [1.0, 0.0] * 100, [1.0] * 150 + [0.0] * 50
+
+
 def test_a_difference_is_shown_only_where_queries_and_seeds_agree(ablation):
-    none, half, most = [0.0] * 200, [1.0, 0.0] * 100, [1.0] * 150 + [0.0] * 50
-    runs = [("one stage", 1, none), ("one stage", 2, none), ("progressive transition", 1, half)]
-    runs += [("progressive transition", 2, most), ("causal attention", 1, most), ("causal attention", 2, half)]
-    ablation.RESULTS.write_text("".join(json.dumps(line(ablation, *run)) + "\n" for run in runs))
-    results = ablation.read_results()
-    found = ablation.differences(results)
+    taught = [HALF, MOST, MOST]
+    write(ablation, one_stage=[NONE] * 3, progressive_transition=taught, causal_attention=taught[::-1])
+    found = ablation.differences(ablation.read_results())
     better = [one for one in found if one.arm == "progressive transition"]
-    assert {one.verdict for one in better} == {"better"} and better[0].test.difference == pytest.approx(0.625)
+    assert {one.verdict for one in better} == {"better"} and better[0].test.difference == pytest.approx(2 / 3)
     assert {one.test.p_holm for one in better} == {min(1.0, len(found) / 10_001)}
     same = [one for one in found if one.arm == "causal attention"]
     assert {one.verdict for one in same} == {"no difference shown"} and not any(one.apart for one in same)
-    worse = [line(ablation, "causal attention", seed, hits) for seed, hits in ((1, half), (2, none))]
-    results["causal attention"] = {run["seed"]: run for run in worse} | {3: line(ablation, "causal attention", 3, most)}
-    one = ablation.differences(results)[-1]
+    write(ablation, progressive_transition=taught, causal_attention=[HALF, NONE, MOST])
+    one = ablation.differences(ablation.read_results())[-1]
     assert one.test.verdict == "worse" and not one.apart and one.verdict == "no difference shown"
-    assert one.test.difference == pytest.approx(0.25 - 0.625)  # by the two seeds that both were run with
+
+
+def test_two_seeds_show_nothing_by_themselves(ablation):
+    write(ablation, progressive_transition=[HALF, MOST, MOST], causal_attention=[NONE, NONE])
+    one = ablation.differences(ablation.read_results())[-1]
+    assert one.test.verdict == "worse" and one.verdict == "no difference shown"
+    assert one.seeds == 2 and one.test.difference == pytest.approx(-0.625)  # by the two that both were run with
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"follows": "0" * 12}, "'one stage', seed 2, followed 000000000000, but the arm is now .*. Remove the line"),
+        ({"arm": "no stage"}, "'no stage', seed 2, followed .*, but the arm is now no arm"),
+        ({"seed": 1}, "line 2: 'one stage', seed 1, is there twice. Remove the line"),
+    ],
+)
+def test_a_line_that_is_no_run_of_an_arm_is_refused(ablation, changed, told):
+    write(ablation, one_stage=[HALF])
+    other = json.dumps(line(ablation, "one stage", 2, HALF) | changed)
+    ablation.RESULTS.write_text(ablation.RESULTS.read_text() + other + "\n")
+    with pytest.raises(ValueError, match=told):
+        ablation.read_results()
+
+
+def test_the_results_that_are_kept_are_of_the_arms_as_they_are(ablation, monkeypatch):
+    monkeypatch.setattr(ablation, "RESULTS", CHECKOUT / "benchmarks/ablation.jsonl")
+    assert len(ablation.read_results()) > 10
+
+
+def test_no_run_begins_after_one_that_failed(ablation, monkeypatch, tmp_path):
+    begun = []
+
+    def fail(command, **_):
+        begun.append(command)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(ablation.subprocess, "run", fail)
+    chosen = argparse.Namespace(out=tmp_path, arms=list(ablation.ARMS), seeds=(1,), jobs=1)
+    with pytest.raises(RuntimeError, match=r"one stage, seed 1: see .*one-stage-1.log"):
+        ablation.run_all(chosen)
+    assert len(begun) == 1
 
 
 def test_the_table_says_what_was_run(ablation, capsys):
-    runs = [("one stage", 1, [1.0, 0.0, 0.0, 0.0]), ("progressive transition", 1, [1.0, 1.0, 1.0, 0.0])]
-    ablation.RESULTS.write_text("".join(json.dumps(line(ablation, *run)) + "\n" for run in runs))
+    write(ablation, one_stage=[[1.0, 0.0, 0.0, 0.0]], progressive_transition=[[1.0, 1.0, 1.0, 0.0]])
     ablation.PAGE.write_text(f"Before.\n{ablation.BEGIN}old\n{ablation.END}Behind.\n")
     ablation.show(ablation.read_results())
     table = capsys.readouterr().out.strip()
     assert ablation.PAGE.read_text() == f"Before.\n{ablation.BEGIN}\n{table}\n\n{ablation.END}Behind.\n"
-    assert "| one stage | 1 | 601–601 | 25.0 / 25.0 |" in table
-    assert "| progressive transition | one stage | S | +50.0 [" in table
+    assert "| one stage | 1 | 601 | 25.0 / 25.0 |" in table
+    assert "| progressive transition | one stage | 1 | S | +50.0 [" in table
     assert "progressive transition, S" in ablation.PLOT.read_text()

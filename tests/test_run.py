@@ -230,11 +230,12 @@ def test_the_card_tells_the_stages_and_their_data(whole, benchmark):
     card = (whole / "run/model/README.md").read_text(encoding="utf-8")
     noted = {line["stage"]: line for line in history_of(whole / "run")}
     for name, kind in {"texts": "contrastive", "hard": "hard_negatives", "distilled": "distill"}.items():
-        cells = [str(noted[name][key]) for key in ("steps", "last_loss", "temperature")]
+        cells = [f"{noted[name][key]:.3g}" for key in ("steps", "last_loss", "temperature")]
         assert f"| {name} | {kind} | {' | '.join(cells)} |\n" in card
     assert "| mined | mine |  |  |  |\n" in card
     assert f"| judge | reranker | {noted['judge']['steps']} | {noted['judge']['last_loss']:.3g} |  |\n" in card
-    assert f"learned from the benchmark {benchmark.root.name}. " in card and (whole / "every.yaml").read_text() in card
+    assert f"learned from `nli.csv`, `captions.jsonl`, `{benchmark.root.name}`. " in card
+    assert (whole / "every.yaml").read_text() in card
 
 
 def test_stages_hand_on_what_they_found(whole, benchmark):

@@ -13,7 +13,7 @@ from umarvel_hf.data import MBeir
 from umarvel_hf.emoji.cache import cache_dir
 from umarvel_hf.encoding import load
 from umarvel_hf.evaluation.benchmark import evaluate_benchmark
-from umarvel_hf.trainer.recipe import KINDS, Recipe
+from umarvel_hf.trainer.recipe import KINDS, Captions, Contrastive, Nli, Recipe
 
 
 def finish_model(last: Path, out: Path, recipe: Recipe, benchmark: MBeir | None) -> None:
@@ -34,25 +34,35 @@ def finish_model(last: Path, out: Path, recipe: Recipe, benchmark: MBeir | None)
         result.save(folder / "result.json")
         table = result.table()
     notes = files("umarvel_hf.trainer").joinpath("trained_card.md").read_text(encoding="utf-8")
+    file = (folder / "recipe.yaml").read_text(encoding="utf-8")
     told = notes.format(
         stages=_stages_table(recipe, folder / "history.jsonl"),
-        data=_learned_from(benchmark),
-        recipe=(folder / "recipe.yaml").read_text(encoding="utf-8"),
+        data=_learned_from(recipe, benchmark),
+        recipe=file.rstrip("\n") + "\n",
         table=table,
     )
     embedder: Any = model[0].model
     start = recipe.start.model or f"{recipe.name}: a tiny model trained from nothing"
-    card = model_card(embedder, base=start, made_by=f"umarvel train {recipe.name}", notes=told)
+    card = model_card(embedder, base=start, made_by=f"umarvel train {_name(recipe, file)}", notes=told)
     (out / "README.md").write_text(card, encoding="utf-8")
 
 
-def _learned_from(benchmark: MBeir | None) -> str:
-    """The data of a run in words."""
-    if benchmark is None:
-        return "the files that the recipe names"
-    if benchmark.root.parent == cache_dir():
-        return "the benchmark embedded in umarvel_hf (emoji artwork)"
-    return f"the benchmark {benchmark.root.name}"
+def _name(recipe: Recipe, file: str) -> str:
+    """What ``umarvel train`` is given: the name of a recipe that ships, or the file that the card holds."""
+    shipped = files("umarvel_hf.recipes").joinpath(f"{recipe.name}.yaml")
+    is_shipped = shipped.is_file() and shipped.read_text(encoding="utf-8") == file
+    return recipe.name if is_shipped else f"{recipe.name}.yaml"
+
+
+def _learned_from(recipe: Recipe, benchmark: MBeir | None) -> str:
+    """The data of a run in words: the files that stages name, and the benchmark that all others learn from."""
+    data = [one for stage in recipe.stages if isinstance(stage, Contrastive) for one in stage.data]
+    named = [one.nli if isinstance(one, Nli) else one.captions for one in data if isinstance(one, Nli | Captions)]
+    told = list(dict.fromkeys(f"`{Path(one).name}`" for one in named))
+    if benchmark is not None and recipe.learns_from_benchmark:
+        embedded = benchmark.root.parent == cache_dir()
+        told.append("the benchmark embedded in umarvel_hf (emoji artwork)" if embedded else f"`{benchmark.root.name}`")
+    return ", ".join(told)
 
 
 def _stages_table(recipe: Recipe, history: Path) -> str:
@@ -63,6 +73,7 @@ def _stages_table(recipe: Recipe, history: Path) -> str:
     for stage in recipe.stages:
         record = noted[stage.name]
         measured = [f"{record[name]:.3g}" if name in record else "" for name in ("last_loss", "temperature")]
-        cells = [stage.name, kinds[type(stage)], str(record.get("steps", "")), *measured]
+        kind = kinds[type(stage)] + (", left out as its data could not be fetched" if "left_out" in record else "")
+        cells = [stage.name, kind, str(record.get("steps", "")), *measured]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -276,9 +276,13 @@ class Recipe:
     @property
     def needs_benchmark(self) -> bool:
         """Whether a benchmark is learned from or measured on."""
-        learned = any(isinstance(stage, Mine | HardNegatives | Reranker | Distill) for stage in self.stages)
-        asked = any(isinstance(stage, Contrastive) and not stage.only_pairs for stage in self.stages)
-        return learned or asked or self.evaluation is not None or self.start.tiny is not None
+        return self.learns_from_benchmark or self.evaluation is not None or self.start.tiny is not None
+
+    @property
+    def learns_from_benchmark(self) -> bool:
+        """Whether a stage reads a benchmark's training queries."""
+        read = any(isinstance(stage, Mine | HardNegatives | Reranker | Distill) for stage in self.stages)
+        return read or any(isinstance(stage, Contrastive) and not stage.only_pairs for stage in self.stages)
 
     @property
     def measures_test(self) -> bool:
