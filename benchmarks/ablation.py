@@ -329,8 +329,8 @@ def left_by(arm: str, seed: int, out: Path, model: str) -> str:
     path = out / folder_name(arm, seed) / "run" / model
     if not path.is_dir():
         raise FileNotFoundError(
-            f"{path} does not exist; run the arm {arm!r} with seed {seed} first. If {RESULTS.name} has its line, remove "
-            "that: a run that is known is not run again."
+            f"{path} does not exist; run the arm {arm!r} with seed {seed} first. If {RESULTS.name} has its line, "
+            "remove that: a run that is known is not run again."
         )
     return str(path)
 

@@ -80,3 +80,19 @@ def test_it_goes_on_from_its_state(network):
 def test_a_closure_is_refused(network):
     with pytest.raises(ValueError, match="compute the loss before the step"):
         optimizer_of(network).step(lambda: 0.0)
+
+
+def test_adapters_alone_are_trained_by_muon_alone(network):
+    matrix = network[1].weight
+    before = matrix.detach().clone()
+    optimizer = MuonAdamW(with_muon([{"params": [matrix]}], network, 0.02), lr=0.01)
+    network(torch.arange(5)).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(matrix, before)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert [group["lr"] for group in optimizer.param_groups] == [0.02]
+
+
+def test_nothing_for_muon_is_refused(network):
+    with pytest.raises(ValueError, match=r"muon_learning_rate is 0\.02, but no linear layer is trained"):
+        with_muon([{"params": [network[0].weight]}], network, 0.02)

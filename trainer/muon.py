@@ -23,29 +23,36 @@ class MuonAdamW(Optimizer):
     def __init__(self, groups: Groups, **adamw: Any) -> None:
         by_muon = [group for group in groups if group.get("muon")]
         others = [group for group in groups if not group.get("muon")]
-        self.parts: list[Optimizer] = [Muon(by_muon, adjust_lr_fn="match_rms_adamw"), AdamW(others, **adamw)]
-        super().__init__([group for part in self.parts for group in part.param_groups], {})
+        self.parts: dict[str, Optimizer] = {"muon": Muon(by_muon, adjust_lr_fn="match_rms_adamw")}
+        if others:  # adapters may be all that is trained
+            self.parts["adamw"] = AdamW(others, **adamw)
+        super().__init__([group for part in self.parts.values() for group in part.param_groups], {})
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One step of both."""
         if closure is not None:
             raise ValueError("Two optimizers cannot share one closure; compute the loss before the step.")
-        for part in self.parts:
+        for part in self.parts.values():
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
         """The states of both."""
-        return {"muon": self.parts[0].state_dict(), "adamw": self.parts[1].state_dict()}
+        return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
-        for part, name in zip(self.parts, ("muon", "adamw"), strict=True):
+        for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])
-        self.param_groups = [group for part in self.parts for group in part.param_groups]  # loading made new ones
+        # Loading made new ones.
+        self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
 
 
 def with_muon(groups: Iterable[dict[str, Any]], model: nn.Module, learning_rate: float) -> Groups:
-    """Groups of parameters, in which the weights of linear layers stand in groups for Muon, at a rate of their own."""
+    """Groups of parameters, in which the weights of linear layers stand in groups for Muon, at a rate of their own.
+
+    Raises:
+        ValueError: No weight of a linear layer is among them.
+    """
     linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     divided: Groups = []
     for group in groups:
@@ -53,4 +60,8 @@ def with_muon(groups: Iterable[dict[str, Any]], model: nn.Module, learning_rate:
         divided.append({**group, "params": [one for one in group["params"] if id(one) not in linear]})
         if matrices:
             divided.append({**group, "params": matrices, "lr": learning_rate, "muon": True})
+    if not any(group.get("muon") for group in divided):
+        raise ValueError(
+            f"muon_learning_rate is {learning_rate}, but no linear layer is trained. Leave it out, or unfreeze one."
+        )
     return [group for group in divided if group["params"]]
