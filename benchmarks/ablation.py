@@ -187,6 +187,7 @@ ARMS = {
     "rows of tasks mixed": Arm(THREE, progressive(batches="mixed")),
     "one task a batch": Arm(THREE, progressive(batches="per_task")),
     "linear layers by Muon": Arm(THREE, progressive(training=MUON)),
+    "AdamW at four times the rate": Arm(THREE, progressive(training={"learning_rate": 4.0e-3})),
     LONG: Arm(None, as_long_in_one_stage()),
     SHIPPED: Arm(LONG, shipped()),
     MORE: Arm(None, [infonce("instructions", "all", 350, batches="mixed", training=GOING_ON)], goes_on=True),
