@@ -190,10 +190,10 @@ ARMS = {
     "AdamW at four times the rate": Arm(THREE, progressive(training={"learning_rate": 4.0e-3})),
     LONG: Arm(None, as_long_in_one_stage()),
     SHIPPED: Arm(LONG, shipped()),
+    AS_IT_IS: Arm(None, [], goes_on=True, seeds=SEEDS[:1]),
     MORE: Arm(None, [infonce("instructions", "all", 350, batches="mixed", training=GOING_ON)], goes_on=True),
     "hard negatives, local": Arm(MORE, hard_negatives("local"), goes_on=True),
     "hard negatives, union": Arm(MORE, hard_negatives("union"), goes_on=True),
-    AS_IT_IS: Arm(None, [], goes_on=True, seeds=SEEDS[:1]),
     TEACHER: Arm(AS_IT_IS, reranker(), goes_on=True, seeds=SEEDS[:1]),
     "distillation": Arm(MORE, distillation(), goes_on=True, teachers=((TEACHER, SEEDS[0]),)),
     "distillation of an ensemble": Arm(
@@ -291,6 +291,7 @@ def run(name: str, seed: int, out: Path) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     arm, folder, benchmark = ARMS[name], out / folder_name(name, seed), MBeir(benchmark_dir())
+    folder.mkdir(parents=True, exist_ok=True)
     with counted_seconds(folder / "cpu_seconds"):
         recipe = recipe_of(name, seed, out, benchmark)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
