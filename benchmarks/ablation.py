@@ -141,7 +141,7 @@ def shipped() -> list[dict[str, Any]]:
 def as_long_in_one_stage() -> list[dict[str, Any]]:
     """Nothing but the instructions of what ships, in the same batches, for as many CPU seconds: blocks, then mixed."""
     stage = next(stage for stage in shipped() if stage["name"] == "instructions")
-    begun, rest = ({**stage["training"], "max_steps": steps} for steps in (2150, 570))
+    begun, rest = ({**stage["training"], "max_steps": steps} for steps in (2520, 570))
     return [
         {**stage, "training": begun},
         {**stage, "name": "mixed", "batches": "mixed", "training": {**rest, **DECAYING}},
