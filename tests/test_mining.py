@@ -194,6 +194,7 @@ def test_two_processes_mine_as_one_whatever_their_hash_seeds(root, mined, tmp_pa
     running = []
     for rank in ("0", "1"):
         environment = os.environ | ranks | {"RANK": rank, "LOCAL_RANK": rank, "PYTHONHASHSEED": rank}
+        environment["OMP_NUM_THREADS"] = "1"  # accelerate warns of processes that do not say
         command = [sys.executable, *WARNINGS_ARE_ERRORS, mine_on_ranks.__file__, str(root), str(tmp_path)]
         running.append(
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
