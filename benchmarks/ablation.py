@@ -31,6 +31,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -251,7 +252,6 @@ def run_all(arguments: argparse.Namespace) -> None:
             return
         command = [sys.executable, __file__, "--out", arguments.out, "--one", arm, str(seed)]
         log = arguments.out / f"{folder_name(arm, seed)}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as said:
             alone = os.environ | ONE_THREAD
             done = subprocess.run(command, env=alone, stdout=said, stderr=said, check=False)
@@ -429,6 +429,7 @@ def unpacked(text: str, queries: int) -> np.ndarray:
     return np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=queries).astype(np.float64)
 
 
+@cache
 def digest(name: str) -> str:
     """Stands for all that the runs of an arm follow: stages, configuration, what it starts from, who teaches it."""
     arm = ARMS[name]
