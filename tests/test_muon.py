@@ -93,6 +93,14 @@ def test_adapters_alone_are_trained_by_muon_alone(network):
     assert [group["lr"] for group in optimizer.param_groups] == [0.02]
 
 
+def test_a_group_with_a_rate_of_its_own_stays_with_adamw(network):
+    more = nn.Linear(4, 4, bias=False)
+    groups = [{"params": [network[1].weight]}, {"params": [more.weight], "lr": 0.003}]
+    divided = with_muon(groups, nn.Sequential(network, more), 0.02)
+    assert [(group["lr"], group.get("muon", False)) for group in divided] == [(0.02, True), (0.003, False)]
+    assert divided[1]["params"][0] is more.weight
+
+
 def test_nothing_for_muon_is_refused(network):
-    with pytest.raises(ValueError, match=r"muon_learning_rate is 0\.02, but no linear layer is trained"):
+    with pytest.raises(ValueError, match=r"muon_learning_rate is 0\.02, but no linear layer is left for it"):
         with_muon([{"params": [network[0].weight]}], network, 0.02)

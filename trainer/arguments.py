@@ -14,8 +14,8 @@ class UMarvelTrainingArguments(SentenceTransformerTrainingArguments):
     Args:
         mini_batch_size: Rows embedded at a time under gradient caching; None: the whole batch at once.
         temperature_learning_rate: Learning rate of the logarithm of the temperature; None: that of the model.
-        muon_learning_rate: Train the weights of linear layers by Muon at this rate, and all others by AdamW at
-            ``learning_rate``; None: AdamW trains all.
+        muon_learning_rate: Train the weights of linear layers by Muon at this rate, but those that
+            ``learning_rate_mapping`` names, and all others by AdamW; None: AdamW trains all.
         max_text_tokens: Longer texts are cut, in training only (recipe.md §2.2); instructions are not.
     """
 

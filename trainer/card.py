@@ -27,14 +27,14 @@ def finish_model(last: Path, out: Path, recipe: Recipe, benchmark: MBeir | None)
     folder, table = out.parent, "not measured\n"
     (folder / "result.json").unlink(missing_ok=True)  # of other weights
     model = load(str(out), device=str(PartialState().device))
+    file = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    command = f"umarvel train {_name(recipe, file)}"
     if recipe.measures_test:
         assert benchmark is not None  # checked when the recipe was read
-        settings = {"model": recipe.name, "command": f"umarvel train {recipe.name}"}
-        result = evaluate_benchmark(model, benchmark, settings=settings)
+        result = evaluate_benchmark(model, benchmark, settings={"model": recipe.name, "command": command})
         result.save(folder / "result.json")
         table = result.table()
     notes = files("umarvel_hf.trainer").joinpath("trained_card.md").read_text(encoding="utf-8")
-    file = (folder / "recipe.yaml").read_text(encoding="utf-8")
     told = notes.format(
         stages=_stages_table(recipe, folder / "history.jsonl"),
         data=_learned_from(recipe, benchmark),
@@ -43,7 +43,7 @@ def finish_model(last: Path, out: Path, recipe: Recipe, benchmark: MBeir | None)
     )
     embedder: Any = model[0].model
     start = recipe.start.model or f"{recipe.name}: a tiny model trained from nothing"
-    card = model_card(embedder, base=start, made_by=f"umarvel train {_name(recipe, file)}", notes=told)
+    card = model_card(embedder, base=start, made_by=command, notes=told)
     (out / "README.md").write_text(card, encoding="utf-8")
 
 

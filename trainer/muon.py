@@ -50,18 +50,22 @@ class MuonAdamW(Optimizer):
 def with_muon(groups: Iterable[dict[str, Any]], model: nn.Module, learning_rate: float) -> Groups:
     """Groups of parameters, in which the weights of linear layers stand in groups for Muon, at a rate of their own.
 
+    A group that has a learning rate already, as ``learning_rate_mapping`` gives one, is left to AdamW.
+
     Raises:
-        ValueError: No weight of a linear layer is among them.
+        ValueError: No weight of a linear layer is left for Muon.
     """
     linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     divided: Groups = []
     for group in groups:
-        matrices = [one for one in group["params"] if id(one) in linear]
-        divided.append({**group, "params": [one for one in group["params"] if id(one) not in linear]})
+        matrices = [] if "lr" in group else [one for one in group["params"] if id(one) in linear]
+        theirs = {id(one) for one in matrices}
+        divided.append({**group, "params": [one for one in group["params"] if id(one) not in theirs]})
         if matrices:
             divided.append({**group, "params": matrices, "lr": learning_rate, "muon": True})
     if not any(group.get("muon") for group in divided):
         raise ValueError(
-            f"muon_learning_rate is {learning_rate}, but no linear layer is trained. Leave it out, or unfreeze one."
+            f"muon_learning_rate is {learning_rate}, but no linear layer is left for it: all are frozen, or "
+            "learning_rate_mapping gives them rates of their own. Leave it out, or leave it one."
         )
     return [group for group in divided if group["params"]]
