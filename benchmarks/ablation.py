@@ -100,16 +100,16 @@ def progressive(**changed: Any) -> list[dict[str, Any]]:
     ]
 
 
-def mined(name: str, pool: str, share: float, **changed: Any) -> dict[str, Any]:
-    """A stage that ranks a pool for a share of the training queries."""
-    return {"name": name, "kind": "mine", "pools": [pool], "depth": 8, "share": share, "batch_size": 128, **changed}
+def mined(name: str, share: float, **changed: Any) -> dict[str, Any]:
+    """A stage that ranks the local pool for a share of the training queries."""
+    return {"name": name, "kind": "mine", "pools": ["local"], "depth": 8, "share": share, "batch_size": 128, **changed}
 
 
-def hard_negatives(pool: str) -> list[dict[str, Any]]:
+def hard_negatives() -> list[dict[str, Any]]:
     """Mine, and then go on with one negative a row, the first of its list."""
     training = {**GOING_ON, "per_device_train_batch_size": 80}
-    learned = {"negatives": {"table": "mined", pool: 1}, "batches": "mixed", "training": training}
-    return [mined("mined", pool, 0.3), trained("hard", "hard_negatives", 205, **learned)]
+    learned = {"negatives": {"table": "mined", "local": 1}, "batches": "mixed", "training": training}
+    return [mined("mined", 0.3), trained("hard", "hard_negatives", 205, **learned)]
 
 
 def reranker() -> list[dict[str, Any]]:
@@ -118,9 +118,9 @@ def reranker() -> list[dict[str, Any]]:
     texts = {"name": "texts", "kind": "reranker", "table": "mined-texts", "training": {**training, "max_steps": 500}}
     judge = {"name": "judge", "kind": "reranker", "table": "mined", "base": "texts"}
     return [
-        mined("mined-texts", "local", 0.5, depth=100, groups=["102 task 1", "100 task 1"]),
+        mined("mined-texts", 0.5, depth=100, groups=["102 task 1", "100 task 1"]),
         texts,
-        mined("mined", "local", 0.3, depth=100),
+        mined("mined", 0.3, depth=100),
         {**judge, "training": {**training, **DECAYING, "max_steps": 400}},
     ]
 
@@ -130,7 +130,7 @@ def distillation() -> list[dict[str, Any]]:
     scored = {"name": "taught", "kind": "score", "table": "mined", "reranker": "", "top": 5, "fit_top": FUSED}
     training = {**GOING_ON, "learning_rate": 2.0e-4, "muon_learning_rate": 8.0e-4, "per_device_train_batch_size": 16}
     learned = {"table": "taught", "top": 5, "keep_positive": True, "batches": "mixed", "training": training}
-    return [mined("mined", "local", 0.03), scored, trained("distilled", "distill", 300, **learned)]
+    return [mined("mined", 0.03), scored, trained("distilled", "distill", 300, **learned)]
 
 
 def shipped() -> list[dict[str, Any]]:
@@ -193,8 +193,7 @@ ARMS = {
     SHIPPED: Arm(LONG, shipped()),
     AS_IT_IS: Arm(None, [], goes_on=True, seeds=SEEDS[:1]),
     MORE: Arm(None, [infonce("instructions", "all", 350, batches="mixed", training=GOING_ON)], goes_on=True),
-    "hard negatives, local": Arm(MORE, hard_negatives("local"), goes_on=True),
-    "hard negatives, union": Arm(MORE, hard_negatives("union"), goes_on=True),
+    "hard negatives": Arm(MORE, hard_negatives(), goes_on=True),
     TEACHER: Arm(AS_IT_IS, reranker(), goes_on=True, seeds=SEEDS[:1]),
     "distillation": Arm(MORE, distillation(), goes_on=True, teachers=((TEACHER, SEEDS[0]),)),
     "distillation of an ensemble": Arm(
