@@ -202,6 +202,17 @@ def test_saved_again_it_is_the_same_to_the_byte(rerankers, ours, tmp_path):
     assert "bases" not in (folder / "config.json").read_text() and list(folder.parent.glob("*-????????")) == []
 
 
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_reranker_of_a_reranker_is_the_same_to_the_byte(rerankers, ours, tmp_path):
+    folder = rerankers("qwen3_vl", ours)
+    again = new_reranker(folder, tmp_path / "again")
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
+    for path in files:
+        if path.name != "README.md":  # names its base
+            assert (folder / path).read_bytes() == (again / path).read_bytes(), path
+
+
 def test_a_precision_stays_and_pictures_can_be_made_smaller(bases, tmp_path):
     AutoModelForImageTextToText.from_pretrained(bases("qwen2_vl"), dtype=torch.bfloat16).save_pretrained(tmp_path / "b")
     AutoProcessor.from_pretrained(bases("qwen2_vl")).save_pretrained(tmp_path / "b")

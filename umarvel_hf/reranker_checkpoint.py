@@ -19,7 +19,7 @@ from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
 from transformers import AutoModelForMultimodalLM
 
-from umarvel_hf.chat_template import Markers, control_tokens, read_markers
+from umarvel_hf.chat_template import control_tokens, read_markers
 from umarvel_hf.checkpoint import empty_folder, limit_pixels, load_processor, local_folder
 from umarvel_hf.modeling.configuration_umarvel import UMarvelConfig
 from umarvel_hf.modeling.modeling_umarvel import UMarvelModel
@@ -29,6 +29,7 @@ PROMPT = (
     f"I will provide you with a query and a candidate. Please evaluate whether the candidate{24 * ' '}"
     "meets the requirements of the query. If it does, respond with 'Yes'; if it doesn't, responed with 'No'."
 )
+MARKERS = ("head", "to_assistant", "image", "video")  # of a backbone's own, those that a re-ranker writes
 CARD = """\
 ---
 library_name: sentence-transformers
@@ -51,7 +52,7 @@ Until it is trained as a re-ranker it answers as {base} does.
 
 
 def new_reranker(src: str | Path, out: str | Path, *, max_pixels: int | None = None) -> Path:
-    """Make a re-ranker of any causal vision-language model, or of the backbone of a U-MARVEL checkpoint.
+    """Make a re-ranker of any causal vision-language model (a re-ranker is one), or of a U-MARVEL checkpoint's backbone.
 
     A U-MARVEL checkpoint has no language-model head: its token embeddings, tied, take that place. Its attention is
     causal from now on, its positions are the backbone's own.
@@ -98,17 +99,16 @@ def new_reranker(src: str | Path, out: str | Path, *, max_pixels: int | None = N
 def reranker_template(processor: Any) -> str:
     """The Jinja template of a re-ranker: the prompt of recipe.md §7.1 between a backbone's own markers."""
     markers = _stored_markers(processor.chat_template or "") or asdict(read_markers(processor, generation_prompt=False))
-    data = {name: markers[name] for name in ("head", "to_assistant", "image", "video")}
-    data |= {"control_tokens": control_tokens(processor), "prompt": PROMPT}
+    data = {name: markers[name] for name in MARKERS} | {"control_tokens": control_tokens(processor), "prompt": PROMPT}
     lines = [f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} -%}}" for name, value in data.items()]
     body = files("umarvel_hf").joinpath("reranker_template.jinja").read_text(encoding="utf-8")
     return "\n".join(lines) + "\n" + body
 
 
 def _stored_markers(template: str) -> dict[str, str]:
-    """The markers that stand above a U-MARVEL template; none above another."""
+    """The markers that stand above a template of ours, an embedder's or a re-ranker's; none above another."""
     stored = dict(re.findall(r"^\{%- set (\w+) = (.*) -%\}$", template, flags=re.MULTILINE))
-    return {name: json.loads(stored[name]) for name in Markers.__annotations__} if "to_assistant" in stored else {}
+    return {name: json.loads(stored[name]) for name in MARKERS} if stored.keys() >= set(MARKERS) else {}
 
 
 def _first_token(tokenizer: Any, word: str) -> int:
