@@ -52,7 +52,7 @@ Until it is trained as a re-ranker it answers as {base} does.
 
 
 def new_reranker(src: str | Path, out: str | Path, *, max_pixels: int | None = None) -> Path:
-    """Make a re-ranker of any causal vision-language model (a re-ranker is one), or of a U-MARVEL checkpoint's backbone.
+    """Make a re-ranker of any causal vision-language model (a re-ranker is one) or of a U-MARVEL backbone.
 
     A U-MARVEL checkpoint has no language-model head: its token embeddings, tied, take that place. Its attention is
     causal from now on, its positions are the backbone's own.
