@@ -26,7 +26,7 @@ class Ensemble:
     def predict(
         self, inputs: Sequence[tuple[Item, Item]], *, batch_size: int = 32, show_progress_bar: bool | None = None
     ) -> np.ndarray:
-        """Return (N,) float64: the mean cosine of every pair, from -1 to 1 moved to 0 to 1."""
+        """Return (N,) float64: the mean cosine of every pair, below 0 as 0."""
         queries, candidates = {repr(one): one for one, _ in inputs}, {repr(one): one for _, one in inputs}
         asked = {name: self.parted(one) for name, one in queries.items()}
         shown = {name: (NO_INSTRUCTION, one) for name, one in candidates.items()}
@@ -34,7 +34,7 @@ class Ensemble:
         for encoder in self.encoders:
             left, right = (_encoded(encoder, items, batch_size) for items in (asked, shown))
             cosines += [float(left[repr(query)] @ right[repr(candidate)]) for query, candidate in inputs]
-        return np.clip((1 + cosines / len(self.encoders)) / 2, 0.0, 1.0)
+        return np.clip(cosines / len(self.encoders), 0.0, 1.0)
 
     def parted(self, query: Item) -> tuple[str, Item]:
         """The instruction with which a query begins, and the rest of it.

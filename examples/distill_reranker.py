@@ -3,8 +3,8 @@
     python examples/distill_reranker.py MODEL RERANKER FOLDER TABLE OUT
 
 FOLDER is in M-BEIR's layout, as prepare_pairs.py writes it; TABLE holds lists that MODEL mined on it
-(mine_hard_negatives.py); RERANKER comes from train_reranker.py. The teacher's score of a candidate is its cosine plus
-a weight times the re-ranker's P(Yes). The weight is fitted on the validation split; measured is on the test split.
+(mine_hard_negatives.py); RERANKER comes from train_reranker.py. The teacher's score of a candidate is the mean of its
+cosine and of the re-ranker's P(Yes), which has a weight, fitted on the validation split; measured is on the test split.
 """
 
 import argparse

@@ -47,5 +47,5 @@ def test_answers_are_the_mean_cosine_and_an_item_is_encoded_once():
     other = Table({(FIND, "'a dog.'"): [0, 1], (None, "'yes'"): [1, 0], (None, "'no'"): [0, -1]})
     judge = ensemble.Ensemble([first, other], [FIND])
     answers = judge_pairs(judge, [f"{FIND} a dog."] * 2, [["yes", "no"], ["no"]])
-    assert [one.tolist() for one in answers] == [[0.75, 0.0], [0.0]]  # cosines 1 and 0; -1 and -1
+    assert [one.tolist() for one in answers] == [[0.5, 0.0], [0.0]]  # cosines 1 and 0; -1 and -1
     assert sorted(first.asked, key=str) == [(FIND, "a dog."), (None, "no"), (None, "yes")]

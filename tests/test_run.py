@@ -243,7 +243,7 @@ def test_stages_hand_on_what_they_found(whole, benchmark):
     again = NegativeTable.open(whole / "run/6-again/local.parquet")
     assert taught.qids == again.qids and 0 < len(again) < 36
     for one in taught:
-        assert one.teacher_scores == pytest.approx(one.scores[:5] + 0.5 * one.answers)
+        assert one.teacher_scores == pytest.approx(2 * (one.scores[:5] + 0.5 * one.answers) / 1.5)
     assert [path.name for path in (whole / "run/4-hard/mined").iterdir()] == ["epoch-1"]
 
 

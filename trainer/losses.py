@@ -193,7 +193,7 @@ class DistillKL(EmbeddingLoss):
     """Kullback-Leibler divergence of a query's scores of its own candidates from a teacher's (recipe.md §7.6).
 
     The columns of a batch are queries and K candidates. The ``label`` column (B, 2, K) holds, in floats, the teacher's
-    scores (about -1 to 2: cosine plus P(Yes)), and 1 where a candidate is known to be right, else 0. The teacher's
+    scores (-2 to 2, see :func:`score_table`), and 1 where a candidate is known to be right, else 0. The teacher's
     distribution is softmax(score / 2 / temperature), and the temperature learns from the student's side only.
 
     Args:

@@ -208,7 +208,7 @@ class Reranker(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Stage):
-    """Teacher scores for mined lists: ``cosine + weight · P(Yes)`` (recipe.md §7.5).
+    """Teacher scores for mined lists, of their cosines and a re-ranker's answers; see :func:`score_table`.
 
     Args:
         top: Candidates of a list that are judged.

@@ -1,4 +1,4 @@
-"""Teacher scores: what a re-ranker says of mined lists, added to their cosines (recipe.md §7.5)."""
+"""Teacher scores: what a re-ranker says of mined lists, and their cosines, in one (recipe.md §7.5)."""
 
 import hashlib
 import logging
@@ -30,7 +30,11 @@ def score_table(
     out: str | Path,
     batch_size: int = 32,
 ) -> NegativeTable:
-    """Judge the positives and the first ``top`` candidates of every list: ``teacher = cosine + weight · P(Yes)``.
+    """Judge the positives and the first ``top`` candidates of every list.
+
+    A teacher's score is twice the weighted mean of cosine and answer,
+    ``2 · (cosine + weight · P(Yes)) / (1 + weight)``: at weight 1 their sum, as in the original. :class:`DistillKL`
+    halves it. A plain sum, so halved, would at a small weight teach little but half the student's own cosines.
 
     Finished parts lie in ``<out>.parts`` until the table is whole: stopped anywhere and called again, it goes on with
     the part that was broken off. Ranks share the parts among them.
@@ -98,11 +102,14 @@ def _ask(
 
 
 def _scored(one: MinedList, answers: np.ndarray, weight: float) -> MinedList:
+    def fused(cosines: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        return (2 * (cosines + weight * answers) / (1 + weight)).astype(np.float32)
+
     right, rest = np.split(answers, [len(one.positives)])
     return replace(
         one,
         positive_answers=right,
         answers=rest,
-        positive_teacher_scores=(one.positive_scores + weight * right).astype(np.float32),
-        teacher_scores=(one.scores[: len(rest)] + weight * rest).astype(np.float32),
+        positive_teacher_scores=fused(one.positive_scores, right),
+        teacher_scores=fused(one.scores[: len(rest)], rest),
     )
