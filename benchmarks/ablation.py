@@ -12,20 +12,23 @@ from the model that ships, all but the weights.
 
 `ablation.jsonl` beside this file gets a line a run, with whether every test query found a right answer first or among
 five. A line is good for as long as the arm is what it was; after that it is refused, to be removed and run anew. An arm
-is compared with its control over the same queries: of either the mean over the seeds, query by query, in a paired
+is compared with its controls over the same queries: of either the mean over the seeds, query by query, in a paired
 randomisation test, Holm-corrected for all cells of the table. Queries are one kind of luck, seeds the other: a
-difference counts as shown only where there are three seeds and all pairs of them agree on its sign, too.
+difference counts as shown only where there are three seeds and the scores of all of one arm are above those of all of
+the other, too. A control that is one model, measured as it is, stands against all seeds.
 """
 
 import argparse
 import base64
 import hashlib
+import io
 import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -126,11 +129,11 @@ def reranker() -> list[dict[str, Any]]:
 
 
 def distillation(weight: float) -> list[dict[str, Any]]:
-    """Have a teacher judge the first of some lists, add its answers so many times, and learn the order of the sums."""
+    """Have a teacher judge the first of some lists, and learn the order of its answers and the cosines, weighed."""
     scored = {"name": "taught", "kind": "score", "table": "mined", "reranker": "", "top": 5, "weight": weight}
     training = {**GOING_ON, "learning_rate": 2.0e-4, "muon_learning_rate": 8.0e-4, "per_device_train_batch_size": 16}
     learned = {"table": "taught", "top": 5, "keep_positive": True, "batches": "mixed", "training": training}
-    return [mined("mined", 0.03), scored, trained("distilled", "distill", 300, **learned)]
+    return [mined("mined", 0.03), scored, trained("distilled", "distill", 390, **learned)]
 
 
 def shipped() -> list[dict[str, Any]]:
@@ -151,55 +154,57 @@ def as_long_in_one_stage() -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train.
+    """One way to train, or one model.
 
     Args:
-        control: The arm that it is compared with; None: it is a control itself.
-        stages: Of the recipe; none: it is measured as it is.
+        stages: Of the recipe; none: a model is measured as it is.
+        controls: The arms that it is compared with.
         model: Fields of the checkpoint's configuration that are not as usual.
         goes_on: It starts from the model that ships, not from nothing.
+        commit: Of the model that shipped at that commit of the project.
         masked: Whether right answers of other rows are left out of a row's negatives.
         teachers: Runs that teach it, by arm and seed: a re-ranker, or several embedders in place of one.
         seeds: That it is run with.
     """
 
-    control: str | None
     stages: list[dict[str, Any]]
+    controls: tuple[str, ...] = ()
     model: Mapping[str, Any] | None = None
     goes_on: bool = False
+    commit: str | None = None
     masked: bool = True
     teachers: tuple[tuple[str, int], ...] = ()
     seeds: tuple[int, ...] = SEEDS
 
 
-ONE, THREE = "one stage", "progressive transition"
-SHIPPED, LONG = "the recipe that ships", "one stage as long"
+ONE, THREE, FASTER = "one stage", "progressive transition", "AdamW at four times the rate"
+SHIPPED, LONG, FIRST = "the recipe that ships", "one stage as long", "the model that shipped first"
 AS_IT_IS, MORE = "the model that ships", "the model that ships, for longer"
 NO_SPAN = {"instruction_start_token_id": None, "instruction_end_token_id": None}
 FIXED = {"temperature": "fixed", "training": {"temperature_learning_rate": None}}
 ARMS = {
-    ONE: Arm(None, [infonce("instructions", "all", 214, training=DECAYING)]),
-    THREE: Arm(ONE, progressive()),
-    "causal attention": Arm(THREE, progressive(), model={"bidirectional": False}),
-    "last token": Arm(THREE, progressive(), model={"pooling": "last"}),
-    "instruction pooled": Arm(THREE, progressive(), model=NO_SPAN),
-    "fixed temperature": Arm(THREE, progressive(**FIXED)),
-    "right answers unmasked": Arm(THREE, progressive(), masked=False),
-    "rows of tasks mixed": Arm(THREE, progressive(batches="mixed")),
-    "one task a batch": Arm(THREE, progressive(batches="per_task")),
-    "linear layers by Muon": Arm(THREE, progressive(training=MUON)),
-    "AdamW at four times the rate": Arm(THREE, progressive(training={"learning_rate": 4.0e-3})),
-    LONG: Arm(None, as_long_in_one_stage()),
-    SHIPPED: Arm(LONG, shipped()),
-    AS_IT_IS: Arm(None, [], goes_on=True, seeds=SEEDS[:1]),
-    MORE: Arm(None, [infonce("instructions", "all", 350, batches="mixed", training=GOING_ON)], goes_on=True),
-    "hard negatives": Arm(MORE, hard_negatives(), goes_on=True),
-    TEACHER: Arm(AS_IT_IS, reranker(), goes_on=True, seeds=SEEDS[:1]),
+    ONE: Arm([infonce("instructions", "all", 214, training=DECAYING)]),
+    THREE: Arm(progressive(), (ONE,)),
+    "causal attention": Arm(progressive(), (THREE,), model={"bidirectional": False}),
+    "last token": Arm(progressive(), (THREE,), model={"pooling": "last"}),
+    "instruction pooled": Arm(progressive(), (THREE,), model=NO_SPAN),
+    "fixed temperature": Arm(progressive(**FIXED), (THREE,)),
+    "right answers unmasked": Arm(progressive(), (THREE,), masked=False),
+    "rows of tasks mixed": Arm(progressive(batches="mixed"), (THREE,)),
+    "one task a batch": Arm(progressive(batches="per_task"), (THREE,)),
+    FASTER: Arm(progressive(training={"learning_rate": 4.0e-3}), (THREE,)),
+    "linear layers by Muon": Arm(progressive(training=MUON), (THREE, FASTER)),
+    FIRST: Arm([], commit="0c4d59591692aac8f9748bc61615a153b677f90a", seeds=SEEDS[:1]),
+    LONG: Arm(as_long_in_one_stage()),
+    SHIPPED: Arm(shipped(), (LONG, FIRST)),
+    AS_IT_IS: Arm([], goes_on=True, seeds=SEEDS[:1]),
+    MORE: Arm([infonce("instructions", "all", 350, batches="mixed", training=GOING_ON)], (AS_IT_IS,), goes_on=True),
+    "hard negatives": Arm(hard_negatives(), (MORE,), goes_on=True),
+    TEACHER: Arm(reranker(), (AS_IT_IS,), goes_on=True, seeds=SEEDS[:1]),
     # The weight that is best for R@1 of the validation split.
-    "distillation": Arm(MORE, distillation(0.05), goes_on=True, teachers=((TEACHER, SEEDS[0]),)),
-    # Twice the share from 0 to 1 that a cosine became counts as much as the model's own.
+    "distillation": Arm(distillation(0.05), (MORE,), goes_on=True, teachers=((TEACHER, SEEDS[0]),)),
     "distillation of an ensemble": Arm(
-        MORE, distillation(2.0), goes_on=True, teachers=tuple((SHIPPED, seed) for seed in SEEDS)
+        distillation(1.0), (MORE,), goes_on=True, teachers=tuple((SHIPPED, seed) for seed in SEEDS)
     ),
 }
 
@@ -302,7 +307,10 @@ def run(name: str, seed: int, out: Path) -> dict[str, Any]:
             teachers = [load(teacher, device="cpu") for teacher in teachers_of(arm, out)]
             instructions = {prompt for prompts in benchmark.instructions.values() for prompt in prompts}
             stages.load_reranker = lambda _: Ensemble(teachers, instructions)
-        model = train(folder / "recipe.yaml", folder / "run", benchmark=benchmark) if arm.stages else model_dir()
+        if arm.stages:
+            model = train(folder / "recipe.yaml", folder / "run", benchmark=benchmark)
+        else:
+            model = shipped_at(arm.commit, folder) if arm.commit else model_dir()
     encoder, fused = load(str(model), device="cpu"), {}
     if name == TEACHER:
         reranker = load_reranker(left_by(name, seed, out, JUDGE), device="cpu")
@@ -325,6 +333,20 @@ def run(name: str, seed: int, out: Path) -> dict[str, Any]:
 
 def folder_name(arm: str, seed: int) -> str:
     return f"{arm.replace(' ', '-')}-{seed}"
+
+
+def shipped_at(commit: str, folder: Path) -> Path:
+    """The model that the package had at a commit, with the code that it had then, put into a folder."""
+    from umarvel_hf.emoji.model import CODE
+
+    model, code = "umarvel_hf/emoji/model", "modeling"
+    command = ["git", "-C", str(HERE.parent), "archive", commit, model, code]
+    archive = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall(folder, filter="data")
+    for name in CODE:
+        shutil.copyfile(folder / code / name, folder / model / name)
+    return folder / model
 
 
 def left_by(arm: str, seed: int, out: Path, model: str) -> str:
@@ -437,6 +459,8 @@ def digest(name: str) -> str:
     facts["teachers"] = [(teacher, seed, digest(teacher)) for teacher, seed in arm.teachers]
     if arm.goes_on:
         facts["start"] = hashlib.sha256(MODEL_THAT_SHIPS.read_bytes()).hexdigest()
+    if arm.commit:
+        facts["commit"] = arm.commit
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -468,15 +492,16 @@ def hits_of(runs: Mapping[int, Mapping[str, Any]], cell: tuple[str, str, str]) -
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm against its control in one cell of the table.
+    """An arm against one of its controls in one cell of the table.
 
     Args:
         test: Over queries, whose values are means over seeds; corrected for all cells.
-        seeds: How many of them both were run with.
+        seeds: How many of them both were run with, or the arm alone if its control is one model.
         apart: Whether these are all, and the scores of all of one are above those of all of the other.
     """
 
     arm: str
+    control: str
     cell: tuple[str, str, str]
     test: "Comparison"
     seeds: int
@@ -489,21 +514,23 @@ class Difference:
 
 
 def differences(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[Difference]:
-    """All arms in all cells, by the seeds that their control was run with as well."""
+    """All arms in all cells, against a control by the seeds that both were run with."""
     from umarvel_hf.evaluation.significance import corrected, paired
 
     found = []
-    for name, runs in results.items():
-        control = ARMS[name].control
-        if control is None or not (both := sorted(runs.keys() & results.get(control, {}).keys())):
+    for name, control in ((arm, other) for arm in results for other in ARMS[arm].controls):
+        ours, theirs = results[name], results.get(control, {})
+        if ARMS[control].stages:
+            both = sorted(ours.keys() & theirs.keys())
+            ours, theirs = ({seed: one[seed] for seed in both} for one in (ours, theirs))
+        if not theirs:
             continue
-        here, there = ({seed: one[seed] for seed in both} for one in (runs, results[control]))
         for cell in product(SETS, POOLS, METRICS):
-            ours, theirs = hits_of(here, cell), hits_of(there, cell)
-            test = paired(name, cell[2], name, ours.mean(axis=0), control, theirs.mean(axis=0))
-            first, second = ours.mean(axis=1), theirs.mean(axis=1)
-            apart = len(both) == len(SEEDS) and (first.min() > second.max() or second.min() > first.max())
-            found.append(Difference(name, cell, test, len(both), apart))
+            first, second = hits_of(ours, cell), hits_of(theirs, cell)
+            test = paired(name, cell[2], name, first.mean(axis=0), control, second.mean(axis=0))
+            low, high = sorted((first.mean(axis=1), second.mean(axis=1)), key=np.mean)
+            apart = len(ours) == len(SEEDS) and low.max() < high.min()
+            found.append(Difference(name, control, cell, test, len(ours), apart))
     tests = corrected([one.test for one in found])
     return [replace(one, test=test) for one, test in zip(found, tests, strict=True)]
 
@@ -517,12 +544,16 @@ def show(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> None:
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n{tables}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
     shown = [
-        replace(one.test, name=f"{one.arm}, {SETS[one.cell[0]]}", p_holm=one.test.p_holm if one.apart else 1.0)
+        replace(
+            one.test,
+            name=f"{one.arm} against {one.control}, {SETS[one.cell[0]]}",
+            p_holm=one.test.p_holm if one.apart else 1.0,
+        )
         for one in found
         if one.cell[1] == "local" and one.cell[2] == "hit@1"
     ]
     if shown:
-        PLOT.write_text(plot(shown, title="Each change against its control: R@1, local pools"), encoding="utf-8")
+        PLOT.write_text(plot(shown, title="Arms against their controls: R@1, local pools"), encoding="utf-8")
     print(tables)
 
 
@@ -543,15 +574,15 @@ def differences_table(results: Mapping[str, Mapping[int, Mapping[str, Any]]], fo
     columns = [f"{pool} R@{metric.partition('@')[2]}" for pool, metric in product(POOLS, METRICS)]
     rows = [["arm", "against", "seeds", "set", *columns]]
     marks = {"better": " ▲", "worse": " ▼", "no difference shown": ""}
-    for name in dict.fromkeys(one.arm for one in found):
+    for name, control in dict.fromkeys((one.arm, one.control) for one in found):
         for group in SETS:
-            cells = [one for one in found if one.arm == name and one.cell[0] == group]
+            cells = [one for one in found if (one.arm, one.control, one.cell[0]) == (name, control, group)]
             texts = [
                 f"{100 * one.test.difference:+.1f} [{100 * one.test.low:.1f}, {100 * one.test.high:.1f}], "
                 f"p {one.test.p_holm:.3f}{marks[one.verdict]}"
                 for one in cells
             ]
-            rows.append([name, str(ARMS[name].control), str(cells[0].seeds), SETS[group], *texts])
+            rows.append([name, control, str(cells[0].seeds), SETS[group], *texts])
     return markdown(rows)
 
 

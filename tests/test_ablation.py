@@ -59,7 +59,7 @@ def test_every_arm_is_a_recipe_and_is_compared_with_one_that_is_there(ablation, 
         path.write_text(yaml.safe_dump(recipe))
         if arm.stages:
             assert read_recipe(path).stages, name
-        assert arm.control is None or arm.control in ablation.ARMS
+        assert set(arm.controls) <= set(ablation.ARMS)
         before = list(ablation.ARMS)[: list(ablation.ARMS).index(name)]  # begun before it, so that it can wait for them
         assert {needed for needed, _ in arm.teachers} <= set(before)
 
@@ -124,6 +124,22 @@ def test_two_seeds_show_nothing_by_themselves(ablation):
     assert one.seeds == 2 and one.test.difference == pytest.approx(-0.625)  # by the two that both were run with
 
 
+def test_one_model_stands_against_all_seeds_of_an_arm(ablation):
+    write(ablation, the_model_that_ships=[HALF], **{"the_model_that_ships,_for_longer": [MOST, MOST, MOST]})
+    one = ablation.differences(ablation.read_results())[0]
+    assert (one.arm, one.control, one.seeds) == (ablation.MORE, ablation.AS_IT_IS, 3)
+    assert one.apart and one.verdict == "better" and one.test.difference == pytest.approx(0.25)
+    write(ablation, the_model_that_ships=[MOST], **{"the_model_that_ships,_for_longer": [MOST, NONE, NONE]})
+    one = ablation.differences(ablation.read_results())[0]
+    assert one.test.verdict == "worse" and not one.apart and one.verdict == "no difference shown"
+
+
+def test_the_model_of_a_commit_is_taken_from_it(ablation, tmp_path):
+    model = ablation.shipped_at("HEAD", tmp_path)
+    assert (model / "model.safetensors").read_bytes() == ablation.MODEL_THAT_SHIPS.read_bytes()
+    assert {path.name for path in model.iterdir()} >= {"modules.json", "sentence_transformers_umarvel.py"}
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
@@ -167,7 +183,7 @@ def test_the_table_says_what_was_run(ablation, capsys):
     assert ablation.PAGE.read_text() == f"Before.\n{ablation.BEGIN}\n{table}\n\n{ablation.END}Behind.\n"
     assert "| one stage | 1 | 601 | 25.0 / 25.0 |" in table
     assert "| progressive transition | one stage | 1 | S | +50.0 [" in table
-    assert "progressive transition, S" in ablation.PLOT.read_text()
+    assert "progressive transition against one stage, S" in ablation.PLOT.read_text()
 
 
 @pytest.mark.slow
