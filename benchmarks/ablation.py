@@ -33,7 +33,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -219,7 +219,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.one:
         name, seed = arguments.one
-        line = {**run(name, int(seed), arguments.out), "follows": digest(name)}
+        line = run(name, int(seed), arguments.out)
         with RESULTS.open("a") as file:  # one write, so that lines of several processes stay whole
             file.write(json.dumps(line) + "\n")
         return
@@ -280,7 +280,11 @@ def run_all(arguments: argparse.Namespace) -> None:
 
 
 def run(name: str, seed: int, out: Path) -> dict[str, Any]:
-    """Train an arm, or go on with it, and measure it: a line of the results."""
+    """Train an arm, or go on with it, and measure it: a line of the results.
+
+    Raises:
+        ValueError: The folder holds a run that followed something else.
+    """
     import torch
     from ensemble import Ensemble
 
@@ -297,7 +301,7 @@ def run(name: str, seed: int, out: Path) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     arm, folder, benchmark = ARMS[name], out / folder_name(name, seed), MBeir(benchmark_dir())
-    folder.mkdir(parents=True, exist_ok=True)
+    follows = stamped(folder, digest(name))
     with counted_seconds(folder / "cpu_seconds"):
         recipe = recipe_of(name, seed, out, benchmark)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
@@ -328,7 +332,18 @@ def run(name: str, seed: int, out: Path) -> dict[str, Any]:
     }
     seconds = float((folder / "cpu_seconds").read_text())
     queries = {group: sum(len(task.qids) for task in tasks) for group, tasks in result.groups.items()}
-    return {"arm": name, "seed": seed, "cpu_seconds": round(seconds), "queries": queries, "hits": hits}
+    known = {"arm": name, "seed": seed, "cpu_seconds": round(seconds), "follows": follows}
+    return {**known, "queries": queries, "hits": hits}
+
+
+def stamped(folder: Path, follows: str) -> str:
+    """Keep in the folder of a run what it follows, unless it followed something else before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = folder / "follows"
+    if (before := stamp.read_text() if stamp.is_file() else follows) != follows:
+        raise ValueError(f"{folder} followed {before}, but the arm is now {follows}. Remove it.")
+    stamp.write_text(follows)
+    return follows
 
 
 def folder_name(arm: str, seed: int) -> str:
@@ -454,9 +469,15 @@ def unpacked(text: str, queries: int) -> np.ndarray:
 @cache
 def digest(name: str) -> str:
     """Stands for all that the runs of an arm follow: stages, configuration, what it starts from, who teaches it."""
+    from umarvel_hf.emoji.base import BaseSize
+
     arm = ARMS[name]
     facts: dict[str, Any] = {"stages": arm.stages, "model": dict(arm.model or {}), "masked": arm.masked}
     facts["teachers"] = [(teacher, seed, digest(teacher)) for teacher, seed in arm.teachers]
+    if name == TEACHER:
+        facts["fusion"] = {"top": FUSED, **PART}
+    if arm.commit is None and not arm.goes_on:
+        facts["start"] = asdict(BaseSize())
     if arm.goes_on:
         facts["start"] = hashlib.sha256(MODEL_THAT_SHIPS.read_bytes()).hexdigest()
     if arm.commit:
@@ -536,13 +557,21 @@ def differences(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[
 
 
 def show(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> None:
-    """Print both tables, and put them and the plot on the page that explains them."""
+    """Print both tables, and put them and the plot on the page that explains them.
+
+    Raises:
+        ValueError: The page does not say where they belong.
+    """
     from umarvel_hf.evaluation.comparison import plot
+    from umarvel_hf.evaluation.significance import LEVEL
 
     found = differences(results)
     tables = "\n\n".join([scores_table(results), differences_table(results, found)])
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{tables}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    before, begin, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, behind = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{PAGE} lacks one of the lines between which the tables belong: {BEGIN}{END}")
+    PAGE.write_text(f"{before}{BEGIN}\n{tables}\n\n{END}{behind}", encoding="utf-8")
     shown = [
         replace(
             one.test,
@@ -553,7 +582,8 @@ def show(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> None:
         if one.cell[1] == "local" and one.cell[2] == "hit@1"
     ]
     if shown:
-        PLOT.write_text(plot(shown, title="Arms against their controls: R@1, local pools"), encoding="utf-8")
+        title, why = "Arms against their controls: R@1, local pools", f"corrected p ≥ {LEVEL}, or seeds overlap"
+        PLOT.write_text(plot(shown, title=title, not_shown=why), encoding="utf-8")
     print(tables)
 
 

@@ -10,9 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
+from umarvel_hf.data import MBeir
+from umarvel_hf.emoji import benchmark_dir
 from umarvel_hf.emoji.base import BaseSize
+from umarvel_hf.encoding import load
+from umarvel_hf.trainer import stages
 from umarvel_hf.trainer.recipe_reader import read_recipe
 
 CHECKOUT = Path(__file__).parents[1]
@@ -45,10 +50,7 @@ def line(ablation, arm, seed, hits):
 
 
 def test_what_ships_starts_as_all_arms_do(ablation):
-    shipped = read_recipe("emoji")
-    assert shipped.start.tiny == BaseSize() and [stage.name for stage in shipped.stages] == [
-        stage["name"] for stage in ablation.shipped()
-    ]
+    assert read_recipe("emoji").start.tiny == BaseSize()
 
 
 def test_every_arm_is_a_recipe_and_is_compared_with_one_that_is_there(ablation, tmp_path):
@@ -73,6 +75,31 @@ def test_a_run_says_which_run_it_lacks(ablation, tmp_path):
     assert [stage.get("reranker") for stage in stages] == [None, str(judge), None]
     number, _, stage = ablation.JUDGE.partition("/")[0].partition("-")
     assert ablation.ARMS[ablation.TEACHER].stages[int(number) - 1]["name"] == stage
+
+
+def test_an_arm_that_starts_from_another_configuration_starts_with_the_same_weights(ablation, tmp_path):
+    benchmark = MBeir(benchmark_dir())
+    begun = [
+        Path(ablation.start_of(name, 3, tmp_path, benchmark)["model"]) for name in ("causal attention", "last token")
+    ]
+    causal, last = (json.loads((folder / "config.json").read_text()) for folder in begun)
+    assert {key for key in causal if causal[key] != last[key]} == {"bidirectional", "pooling"}
+    assert (causal["bidirectional"], last["pooling"]) == (False, "last")
+    assert len({(folder / "model.safetensors").read_bytes() for folder in begun}) == 1
+
+
+def test_what_an_arm_puts_in_place_of_the_trainers_own_is_there(ablation, checkpoint):
+    loss, embeddings = stages.InfoNCE(load(checkpoint)), list(torch.eye(8).reshape(2, 4, 8))
+    labels = torch.tensor([[row, 7] for row in range(4)])  # one candidate is right for all rows
+    unmasked = ablation.without_ids(stages.InfoNCE)(loss.model).compare(embeddings, labels)
+    assert loss.compare(embeddings, labels) == 0 < unmasked == loss.compare(embeddings)
+    assert callable(stages.load_reranker)
+
+
+def test_a_folder_of_another_run_is_refused(ablation, tmp_path):
+    assert [ablation.stamped(tmp_path / "run", "one") for _ in range(2)] == ["one", "one"]
+    with pytest.raises(ValueError, match=r"run followed one, but the arm is now two\. Remove it"):
+        ablation.stamped(tmp_path / "run", "two")
 
 
 def test_hits_are_kept_exactly(ablation):
@@ -184,6 +211,14 @@ def test_the_table_says_what_was_run(ablation, capsys):
     assert "| one stage | 1 | 601 | 25.0 / 25.0 |" in table
     assert "| progressive transition | one stage | 1 | S | +50.0 [" in table
     assert "progressive transition against one stage, S" in ablation.PLOT.read_text()
+
+
+def test_a_page_without_a_place_for_the_tables_is_left_alone(ablation):
+    write(ablation, one_stage=[HALF])
+    ablation.PAGE.write_text(f"Before.\n{ablation.BEGIN}old\nBehind.\n")
+    with pytest.raises(ValueError, match="lacks one of the lines between which the tables belong"):
+        ablation.show(ablation.read_results())
+    assert ablation.PAGE.read_text().endswith("Behind.\n")
 
 
 @pytest.mark.slow

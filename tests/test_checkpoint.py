@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from transformers import AutoModel, AutoProcessor
 
 from backbones import FAMILIES
-from umarvel_hf.checkpoint import convert, model_card, new_model
+from umarvel_hf.checkpoint import convert, load_processor, model_card, new_model
 from umarvel_hf.encoding import load
 from umarvel_hf.modeling.modeling_umarvel import UMarvelModel
 
@@ -513,6 +513,11 @@ def test_an_adapter_without_a_base_or_with_pickled_weights_is_refused(tmp_path):
     (tmp_path / "adapter/adapter_model.safetensors").rename(tmp_path / "adapter/adapter_model.bin")
     with pytest.raises(ValueError, match="pickled weights are not read, save it as safetensors"):
         convert(tmp_path / "adapter", tmp_path / "out", base=base)
+
+
+def test_a_processor_is_read_without_asking_to_run_code(checkpoint, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks"))
+    assert load_processor(checkpoint).tokenizer.get_vocab().keys() >= {"<emb>"}
 
 
 def test_a_checkpoint_does_not_tell_where_its_base_lay(checkpoint, bases):

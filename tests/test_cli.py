@@ -342,7 +342,8 @@ def test_report_writes_the_page_again_also_without_the_data(umarvel, refused, ev
 
 def test_a_search_that_makes_no_sense_is_refused(refused, checkpoint, squares, tmp_path):
     place = ("--images", squares, "--model", checkpoint)
-    assert refused("search", *place) == "there is nothing to search for; give a text, --image, or both."
+    for nothing in ((), ("",)):
+        assert refused("search", *nothing, *place) == "there is nothing to search for; give a text, --image, or both."
     assert "two texts are given, 'a' and --text 'b'; give one." in refused("search", "a", "--text", "b", *place)
     assert "the file 'nope.png' does not exist" in refused("search", "--image", "nope.png", *place)
     assert "k is 0; it must be at least 1" in refused("search", "a", *place, "-k", 0)

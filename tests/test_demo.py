@@ -57,7 +57,8 @@ def test_the_demo_can_train_its_model_first(small, tmp_path, checkpoint, monkeyp
     monkeypatch.setattr("umarvel_hf.trainer.run.train", train)
     run_demo(tmp_path / "out", train=True)
     assert asked == [("emoji", tmp_path / "out/run", small)]
-    assert Result.load(tmp_path / "out/result.json").settings["model"] == "trained just now"
+    settings = Result.load(tmp_path / "out/result.json").settings
+    assert (settings["model"], settings["command"]) == ("trained just now", "umarvel demo --train")
 
 
 def test_the_embedded_pictures_are_those_without_a_text(small):

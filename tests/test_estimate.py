@@ -63,6 +63,31 @@ def test_rows_and_steps_are_those_of_the_recipe(recipe, benchmark, tmp_path):
     assert two["first"][2:4] == [f"{2 * batch}", f"{2 * (rows // (2 * batch))}"]  # the rest fills no step
 
 
+def test_steps_of_an_epoch_are_those_of_the_host(recipe, benchmark, tmp_path):
+    def steps(stages, **changed):
+        stages = [*stages[:-1], {**stages[-1], **changed}]
+        return int(table(describe(recipe(stages=stages), tmp_path / "run", benchmark=benchmark))[stages[-1]["name"]][3])
+
+    training = {**TRAINING, "num_train_epochs": 2, "max_steps": -1, "gradient_accumulation_steps": 2}
+    assert steps(STAGES[:1], training=training) == 4  # three batches of six are two steps
+    mined = {**STAGES[1], "share": 1.0}
+    assert steps([mined, STAGES[2]], training=training) == 4
+    assert steps([mined, STAGES[2]], training=training, remine_every_steps=10) == 20
+
+
+def test_an_adapter_of_the_projector_is_counted(recipe, benchmark, tmp_path):
+    def trained(**lora):
+        stage = {**STAGES[0], "lora": {"r": 4, "alpha": 8, **lora}}
+        told = table(describe(recipe(stages=[stage]), tmp_path / "run", benchmark=benchmark))
+        return int(told["first"][4].replace(",", ""))
+
+    added = trained(projector="visual.merger") - trained()
+    # Two layers join four patches' features to one and bring that to the decoder's width; all of `visual` has more.
+    merged = 4 * TINY_RECIPE["start"]["tiny"]["vision_hidden"]
+    assert added == 4 * (merged + merged + merged + TINY_RECIPE["start"]["tiny"]["hidden"])
+    assert trained(projector="visual") > trained() + added
+
+
 def test_what_is_trained_is_what_the_trained_checkpoint_holds(recipe, benchmark, tmp_path):
     path = recipe(stages=[{**STAGES[0], "training": {**TRAINING, "max_steps": 1}}])
     told = describe(path, tmp_path / "run", benchmark=benchmark)

@@ -77,9 +77,7 @@ def add_lora(
     inner: Any = model[0].model
     if getattr(inner, "_hf_peft_config_loaded", False):
         raise ValueError("The model has an adapter already; merge it first with merge_adapter, and load the result.")
-    adapted = _linears(inner.get_decoder())
-    if lora.projector is not None:
-        adapted |= projector_layers(inner.base_model, lora.projector)
+    adapted = adapted_layers(inner.base_model, lora)
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -94,6 +92,12 @@ def add_lora(
     for parameter in inner.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def adapted_layers(backbone: Any, lora: Lora) -> set[nn.Module]:
+    """The layers of a backbone that an adapter is put on: those of its language model, and of its projector."""
+    projector = set() if lora.projector is None else projector_layers(backbone, lora.projector)
+    return _linears(backbone.get_decoder()) | projector
 
 
 def projector_layers(backbone: nn.Module, path: str) -> set[nn.Module]:

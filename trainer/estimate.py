@@ -1,7 +1,7 @@
 """What a recipe would do, before it does it: rows, steps, sizes, and an estimate of memory."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +11,7 @@ from torch import nn
 
 from umarvel_hf.data import MBeir
 from umarvel_hf.evaluation.results import aligned
-from umarvel_hf.trainer.adapters import Lora
+from umarvel_hf.trainer.adapters import Lora, adapted_layers
 from umarvel_hf.trainer.quarantine import Quarantine
 from umarvel_hf.trainer.recipe import (
     Contrastive,
@@ -28,7 +28,7 @@ from umarvel_hf.trainer.recipe import (
 from umarvel_hf.trainer.recipe_reader import read_recipe
 from umarvel_hf.trainer.run import check_splits
 from umarvel_hf.trainer.stages import Context, source_of
-from umarvel_hf.trainer.start import check_start
+from umarvel_hf.trainer.start import check_start, foreign_model
 from umarvel_hf.trainer.views import Screened, Trial
 
 TEXT_TOKENS = 64  # of a row, beside its picture
@@ -40,8 +40,8 @@ UNKNOWN = "not here"
 class Size:
     """What decides memory: of the backbone's parameters, and of what a row takes in its decoder."""
 
+    backbone: Any  # without weights
     parameters: int
-    decoder: tuple[tuple[int, int], ...]  # inputs and outputs of each of its linear layers
     layers: int
     hidden: int
     tokens: int
@@ -49,7 +49,9 @@ class Size:
 
     def trained(self, lora: Lora | None) -> int:
         """Weights that a stage learns."""
-        return self.parameters if lora is None else lora.r * sum(map(sum, self.decoder))
+        if lora is None:
+            return self.parameters
+        return lora.r * sum(one.in_features + one.out_features for one in _linear(adapted_layers(self.backbone, lora)))
 
 
 def describe(
@@ -90,29 +92,27 @@ def _cells(stage: Stage, context: Context, size: Size | None, ranks: int) -> lis
     if not isinstance(stage, Training):
         return [_queries(stage, context), "", "", "", ""]
     rows, training = _count(stage, context), context.arguments(stage)
-    step = _rows_a_step(training) * ranks
-    epochs = training.get("num_train_epochs", 3)
+    batch = training.get("per_device_train_batch_size", 8) * ranks
+    accumulated = training.get("gradient_accumulation_steps", 1)
     steps = max(training.get("max_steps", 0), 0)
     if not steps and rows is not None:
         # An embedder's batches are all full, the re-ranker's last one need not be.
-        in_epoch = math.ceil(rows / step) if isinstance(stage, Reranker) else rows // step
-        steps = math.ceil(in_epoch * epochs)
-    batch = training.get("per_device_train_batch_size", 8) * ranks
+        batches = math.ceil(rows / batch) if isinstance(stage, Reranker) else rows // batch
+        in_epoch = getattr(stage, "remine_every_steps", None) or math.ceil(batches / accumulated)
+        steps = math.ceil(in_epoch * training.get("num_train_epochs", 3))
     if rows is not None and isinstance(stage, Embedding) and rows < batch:
         raise ValueError(f"stage {stage.name!r}: {rows:,} rows fill no batch of {batch:,}. Lower the batch size.")
+    if foreign_model(stage, context.recipe) is not None:
+        size = None
     trained = f"{size.trained(stage.lora):,}" if size else UNKNOWN
     memory = f"{_memory(stage, training, size) / 2**30:,.1f} GiB" if size else UNKNOWN
     return [
         f"{rows:,}" if rows is not None else UNKNOWN,
-        f"{step:,}",
+        f"{batch * accumulated:,}",
         f"{steps:,}" if steps else UNKNOWN,
         trained,
         memory,
     ]
-
-
-def _rows_a_step(training: Mapping[str, Any]) -> int:
-    return int(training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1))
 
 
 def _count(stage: Training, context: Context) -> int | None:
@@ -170,15 +170,19 @@ def _by_muon(stage: Training, training: Mapping[str, Any], size: Size) -> int:
     """Weights with one moment in place of two."""
     if training.get("muon_learning_rate") is None:
         return 0
-    return size.trained(stage.lora) if stage.lora else sum(inputs * outputs for inputs, outputs in size.decoder)
+    if stage.lora is not None:
+        return size.trained(stage.lora)
+    return sum(one.weight.numel() for one in _linear(size.backbone.get_decoder().modules()))
+
+
+def _linear(modules: Iterable[nn.Module]) -> list[nn.Linear]:
+    return [one for one in modules if isinstance(one, nn.Linear)]
 
 
 def _size(model: Any, recipe: Recipe) -> Size:
-    decoder = model.get_decoder()
     text, vision = model.config.get_text_config(), model.config.vision_config
-    linear = tuple((one.in_features, one.out_features) for one in decoder.modules() if isinstance(one, nn.Linear))
     unit = getattr(vision, "patch_size", 14) * getattr(vision, "spatial_merge_size", 1)
     tiny = recipe.start.tiny
     tokens = TEXT_TOKENS + (recipe.max_pixels or (tiny.image_side**2 if tiny else PIXELS)) // unit**2
     parameters = sum(one.numel() for one in model.parameters())
-    return Size(parameters, linear, text.num_hidden_layers, text.hidden_size, tokens, model.dtype.itemsize)
+    return Size(model, parameters, text.num_hidden_layers, text.hidden_size, tokens, model.dtype.itemsize)

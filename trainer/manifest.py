@@ -17,7 +17,8 @@ class Manifest:
     """A stage's manifest.
 
     Args:
-        facts: All that decides what comes out: settings, checksums of inputs, the digest of every stage it builds on.
+        facts: All that decides what comes out: settings, checksums of data, models from outside the run by name only,
+            the digest of every stage it builds on.
         finished: Whether the results are whole.
         record: What the stage measured; it becomes a line of ``history.jsonl``.
     """

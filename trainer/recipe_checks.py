@@ -19,6 +19,7 @@ from transformers.utils import (
     is_kernels_available,
 )
 
+from umarvel_hf.evaluation.retrieval import DEPTH
 from umarvel_hf.negatives import Strategy
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
 from umarvel_hf.trainer.augmentation import Augmentation
@@ -68,7 +69,11 @@ RULES = (
         "a whole number from 1",
     ),
     Rule(("mini_batch_size",), lambda value: value is None or (_is(int, value) and value >= 1), "from 1, or left out"),
-    Rule(("muon_learning_rate",), lambda value: value is None or _is_rate(value), "a number from 0, or left out"),
+    Rule(
+        ("muon_learning_rate", "temperature_learning_rate"),
+        lambda value: value is None or _is_rate(value),
+        "a number from 0, or left out",
+    ),
     Rule(("max_steps",), lambda value: _is(int, value) and (value >= 1 or value == -1), "a whole number from 1"),
     Rule(("learning_rate", "weight_decay", "max_grad_norm"), _is_rate, "a number from 0"),
     Rule(("num_train_epochs",), lambda value: _is((int, float), value) and 0 < value < math.inf, "a number above 0"),
@@ -150,7 +155,7 @@ def _check_attention(stage: Training, here: str) -> None:
 
 
 def _misfits(stage: Stage, earlier: Mapping[str, Stage], recipe: Recipe) -> Iterable[str]:
-    """What is wrong with a stage, in words."""
+    """What is wrong with a stage, in words; after the first of these it may not be asked on."""
     if isinstance(stage, Training) and stage.training.get("dataloader_persistent_workers"):
         yield "training.dataloader_persistent_workers is True; such workers never see a new epoch. Leave it out."
     if isinstance(stage, Embedding):
@@ -159,8 +164,10 @@ def _misfits(stage: Stage, earlier: Mapping[str, Stage], recipe: Recipe) -> Iter
         yield from _data_misfits(stage.data)
     if isinstance(stage, Reranker) and stage.max_text_tokens < 1:
         yield f"max_text_tokens is {stage.max_text_tokens}; give at least 1."
-    if isinstance(stage, Reranker) and isinstance(earlier.get(stage.base or ""), Mine | Score):
-        yield f"base {stage.base!r} leaves no model; name a stage that trains, a folder or a Hub id."
+    of_the_run = [one.name for one in recipe.stages]
+    base = stage.base if isinstance(stage, Reranker) else None
+    if base in of_the_run and not isinstance(earlier.get(base), Training):
+        yield f"base {base!r} leaves no model before; name an earlier stage that trains, a folder or a Hub id."
     if isinstance(stage, Distill) and not 0 <= stage.infonce_weight < math.inf:
         yield f"infonce_weight is {stage.infonce_weight}; give a number from 0."
     if isinstance(stage, HardNegatives):
@@ -168,15 +175,20 @@ def _misfits(stage: Stage, earlier: Mapping[str, Stage], recipe: Recipe) -> Iter
     if isinstance(stage, Mine) and not (stage.depth >= 1 and 0 < stage.share <= 1 and stage.pools):
         given = f"depth is {stage.depth}, share {stage.share}, pools {stage.pools}"
         yield f"{given}; give at least 1, above 0 to 1, at least one."
+    if isinstance(stage, Mine | Score) and stage.batch_size < 1:
+        yield f"batch_size is {stage.batch_size}; give at least 1."
     if isinstance(stage, Reranker | Score):
         yield from _table_misfits(stage.table, earlier, (Mine,), "local")
     if isinstance(stage, Score):
         table = earlier[stage.table]
-        of_the_run = stage.reranker in [one.name for one in recipe.stages]
-        if of_the_run and not isinstance(earlier.get(stage.reranker), Reranker):
+        if stage.reranker in of_the_run and not isinstance(earlier.get(stage.reranker), Reranker):
             yield f"reranker {stage.reranker!r} is no earlier stage of kind reranker; name one, a folder or a Hub id."
         if isinstance(table, Mine) and not 1 <= stage.top <= table.depth:
             yield f"top is {stage.top}, but stage {stage.table!r} keeps {table.depth} candidates; give at most these."
+        if stage.weight is not None and not 0 <= stage.weight < math.inf:
+            yield f"weight is {stage.weight}; give a number from 0, or leave it out to have it fitted."
+        if not 1 <= stage.fit_top <= DEPTH:
+            yield f"fit_top is {stage.fit_top}; give more than the tasks' metrics count, and at most {DEPTH}."
         if stage.weight is None and recipe.evaluation is None:
             yield "weight is to be fitted on the validation split, but evaluation is left out; give a weight."
     if isinstance(stage, Distill):
@@ -263,7 +275,7 @@ def _table_misfits(name: str, earlier: Mapping[str, Stage], kinds: tuple[type[St
     stage = earlier.get(name)
     if not isinstance(stage, kinds):
         wanted = " or ".join(kind.__name__.lower() for kind in kinds)
-        raise ValueError(f"table {name!r} is no earlier stage of kind {wanted}; earlier are {list(earlier)}.")
+        yield f"table {name!r} is no earlier stage of kind {wanted}; earlier are {list(earlier)}."
     if isinstance(stage, Mine) and pool not in stage.pools:
         yield f"it needs {pool} lists, but stage {name!r} mines {stage.pools}."
     if isinstance(stage, Score) and pool != "local":

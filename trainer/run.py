@@ -224,7 +224,7 @@ class _Run:
             return {"left_out": str(error)}
 
     def _facts(self, stage: Stage) -> dict[str, str]:
-        """All that decides what a stage leaves."""
+        """All that decides what a stage leaves; a model from outside the run stands in it by its name alone."""
         facts = {"kind": type(stage).__name__, **flat(stage)}
         shapeless = tuple(f"training.{name}" for name in WEIGHTLESS)
         facts = {name: value for name, value in facts.items() if not name.startswith(shapeless)}

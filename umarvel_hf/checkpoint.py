@@ -248,7 +248,7 @@ def base_processor(source: Path) -> Any:
 def load_processor(source: str | Path) -> Any:
     """The processor of texts and pictures; ValueError where there is none, or one of a single modality."""
     try:
-        processor = AutoProcessor.from_pretrained(source)
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).partition(". ")[0]  # what follows is for those who meant a Hub id
         raise ValueError(

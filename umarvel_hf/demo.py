@@ -47,7 +47,10 @@ def run_demo(out: Path, *, train: bool = False) -> None:
     folder = _train(out / "run", benchmark) if train else model_dir()
     model = load(str(folder), device="cpu")
     logger.info("3/4 evaluation: every pool encoded once, eight task types, three baselines beside the model")
-    settings = {"model": "trained just now" if train else "shipped with the package", "command": "umarvel demo"}
+    which, command = (
+        ("trained just now", "umarvel demo --train") if train else ("shipped with the package", "umarvel demo")
+    )
+    settings = {"model": which, "command": command}
     vectors = _vectors(fingerprint(model), benchmark)
     result = evaluate_benchmark(model, benchmark, vectors=vectors, show_progress=sys.stderr.isatty(), settings=settings)
     result.save(out / "result.json")
@@ -81,7 +84,7 @@ def search_pictures(
         ValueError: Neither text nor picture; a folder without pictures.
         FileNotFoundError: A picture or folder that is not there.
     """
-    if text is None and image is None:
+    if not text and image is None:
         raise ValueError("there is nothing to search for; give a text, --image, or both.")
     query: dict[str, str | Path] = {**({"image": image} if image else {}), **({"text": text} if text else {})}
     if instruction is None:

@@ -132,11 +132,14 @@ def compare_results(
     )
 
 
-def plot(comparisons: Sequence[Comparison], *, title: str | None = None) -> str:
+def plot(
+    comparisons: Sequence[Comparison], *, title: str | None = None, not_shown: str = f"corrected p ≥ {LEVEL}"
+) -> str:
     """A forest plot as an SVG file: differences in points, 95 % intervals, verdicts told apart by colour and shape.
 
     Args:
         title: None: says what is compared.
+        not_shown: What keeps a difference from being shown, for the key.
     """
     if not comparisons:
         raise ValueError("There is no comparison to plot.")
@@ -160,7 +163,7 @@ def plot(comparisons: Sequence[Comparison], *, title: str | None = None) -> str:
         text = {"name": one.name, "metric": short_metric(one.metric), "numbers": " ".join(_points(one))}
         parts.append(ROW.format(**text, low=low, x=x, high=high, y=y, base=y + 4, kind=kind, mark=mark))
     for x, (word, (kind, mark)) in zip((24, 100, 176), SHAPES.items(), strict=True):
-        word += f" (corrected p ≥ {LEVEL})" if kind == "none" else ""
+        word += f" ({not_shown})" if kind == "none" else ""
         parts.append(KEY.format(kind=kind, mark=mark, x=x, y=bottom + 44, after=x + 12, base=bottom + 48, word=word))
     return str(Markup("").join([*parts, Markup("</svg>\n")]))
 
