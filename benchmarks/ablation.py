@@ -575,14 +575,17 @@ def show(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> None:
     shown = [
         replace(
             one.test,
-            name=f"{one.arm} against {one.control}, {SETS[one.cell[0]]}",
+            name=f"{one.arm}, {SETS[one.cell[0]]}",
             p_holm=one.test.p_holm if one.apart else 1.0,
         )
         for one in found
-        if one.cell[1] == "local" and one.cell[2] == "hit@1"
+        if one.cell[1:] == ("local", "hit@1") and one.control == ARMS[one.arm].controls[0]
     ]
     if shown:
-        title, why = "Arms against their controls: R@1, local pools", f"corrected p ≥ {LEVEL}, or seeds overlap"
+        title, why = (
+            "Arms against the first of their controls: R@1, local pools",
+            f"corrected p ≥ {LEVEL}, or seeds overlap or are too few",
+        )
         PLOT.write_text(plot(shown, title=title, not_shown=why), encoding="utf-8")
     print(tables)
 
