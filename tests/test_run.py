@@ -376,7 +376,9 @@ def test_two_ranks_follow_a_recipe_as_one_does(pairs, benchmark, recipe, tmp_pat
         stages = every_stage(pairs)
         for stage in stages:
             if "training" in stage:
-                stage["training"] = {**stage["training"], "per_device_train_batch_size": 6 // ranks}
+                # Adam would make whole steps of gradients that are nothing but rounding.
+                changed = {"per_device_train_batch_size": 6 // ranks, "adam_epsilon": 1e-3}
+                stage["training"] = {**stage["training"], **changed}
             if "lora" in stage:
                 stage["lora"] = {**LORA, "dropout": 0.0}
             if launch is FSDP:
@@ -389,7 +391,7 @@ def test_two_ranks_follow_a_recipe_as_one_does(pairs, benchmark, recipe, tmp_pat
         one, two = (weights(tmp_path / str(ranks) / stage / "model") for ranks in (1, 2))
         worst = max((one[name] - two[name]).abs().max().item() for name in one)
         print(f"{stage}: largest difference of a weight: {worst:.1e}")
-        assert worst < 1e-4
+        assert worst < 1e-5
 
 
 def test_another_recipe_in_the_same_folder_is_refused_with_both_values(benchmark, recipe, tmp_path):
