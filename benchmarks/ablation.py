@@ -476,12 +476,12 @@ def digest(name: str) -> str:
     facts["teachers"] = [(teacher, seed, digest(teacher)) for teacher, seed in arm.teachers]
     if name == TEACHER:
         facts["fusion"] = {"top": FUSED, **PART}
-    if arm.commit is None and not arm.goes_on:
-        facts["start"] = asdict(BaseSize())
-    if arm.goes_on:
-        facts["start"] = hashlib.sha256(MODEL_THAT_SHIPS.read_bytes()).hexdigest()
     if arm.commit:
         facts["commit"] = arm.commit
+    elif arm.goes_on:
+        facts["start"] = hashlib.sha256(MODEL_THAT_SHIPS.read_bytes()).hexdigest()
+    else:
+        facts["start"] = asdict(BaseSize())
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -573,20 +573,14 @@ def show(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> None:
         raise ValueError(f"{PAGE} lacks one of the lines between which the tables belong: {BEGIN}{END}")
     PAGE.write_text(f"{before}{BEGIN}\n{tables}\n\n{END}{behind}", encoding="utf-8")
     shown = [
-        replace(
-            one.test,
-            name=f"{one.arm}, {SETS[one.cell[0]]}",
-            p_holm=one.test.p_holm if one.apart else 1.0,
-        )
+        replace(one.test, name=f"{one.arm}, {SETS[one.cell[0]]}", p_holm=one.test.p_holm if one.apart else 1.0)
         for one in found
         if one.cell[1:] == ("local", "hit@1") and one.control == ARMS[one.arm].controls[0]
     ]
     if shown:
-        title, why = (
-            "Arms against the first of their controls: R@1, local pools",
-            f"corrected p ≥ {LEVEL}, or seeds overlap or are too few",
-        )
-        PLOT.write_text(plot(shown, title=title, not_shown=why), encoding="utf-8")
+        title = "Arms against the first of their controls: R@1, local pools"
+        not_shown = f"corrected p ≥ {LEVEL}, or seeds overlap or are too few"
+        PLOT.write_text(plot(shown, title=title, not_shown=not_shown), encoding="utf-8")
     print(tables)
 
 

@@ -49,7 +49,7 @@ def line(ablation, arm, seed, hits):
     }
 
 
-def test_what_ships_starts_as_all_arms_do(ablation):
+def test_what_ships_starts_as_all_arms_do():
     assert read_recipe("emoji").start.tiny == BaseSize()
 
 
@@ -57,7 +57,7 @@ def test_every_arm_is_a_recipe_and_is_compared_with_one_that_is_there(ablation, 
     for name, arm in ablation.ARMS.items():
         path = tmp_path / "arm.yaml"
         taught = [stage | {"reranker": "folder"} if stage["kind"] == "score" else stage for stage in arm.stages]
-        recipe = {"name": "arm", "seed": 1, "start": {"tiny": {}}, "stages": taught, "evaluation": ablation.PART}
+        recipe = {"name": "arm", "seed": 1, "start": {"tiny": {}}, "stages": taught}
         path.write_text(yaml.safe_dump(recipe))
         if arm.stages:
             assert read_recipe(path).stages, name

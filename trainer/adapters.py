@@ -94,25 +94,26 @@ def add_lora(
             parameter.data = parameter.data.float()
 
 
-def adapted_layers(backbone: Any, lora: Lora) -> set[nn.Module]:
+def adapted_layers(backbone: Any, lora: Lora) -> set[nn.Linear]:
     """The layers of a backbone that an adapter is put on: those of its language model, and of its projector."""
     projector = set() if lora.projector is None else projector_layers(backbone, lora.projector)
-    return _linears(backbone.get_decoder()) | projector
+    return linear_layers(backbone.get_decoder()) | projector
 
 
-def projector_layers(backbone: nn.Module, path: str) -> set[nn.Module]:
+def projector_layers(backbone: nn.Module, path: str) -> set[nn.Linear]:
     """The linear layers of a module of the backbone; ValueError where there are none."""
     module = dict(backbone.named_modules()).get(path)
-    if module is None or not _linears(module):
-        found = ", ".join(name for name, child in backbone.named_children() if _linears(child))
+    if module is None or not linear_layers(module):
+        found = ", ".join(name for name, child in backbone.named_children() if linear_layers(child))
         raise ValueError(
             f"projector is {path!r}, which holds no linear layer; modules of the backbone that do are: {found}, and "
             "modules below them."
         )
-    return _linears(module)
+    return linear_layers(module)
 
 
-def _linears(module: nn.Module) -> set[nn.Module]:
+def linear_layers(module: nn.Module) -> set[nn.Linear]:
+    """The linear layers of a module, whatever lies between."""
     return {below for below in module.modules() if isinstance(below, nn.Linear)}
 
 

@@ -1,17 +1,15 @@
 """What a recipe would do, before it does it: rows, steps, sizes, and an estimate of memory."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch import nn
-
 from umarvel_hf.data import MBeir
 from umarvel_hf.evaluation.results import aligned
-from umarvel_hf.trainer.adapters import Lora, adapted_layers
+from umarvel_hf.trainer.adapters import Lora, adapted_layers, linear_layers
 from umarvel_hf.trainer.quarantine import Quarantine
 from umarvel_hf.trainer.recipe import (
     Contrastive,
@@ -38,20 +36,21 @@ UNKNOWN = "not here"
 
 @dataclass(frozen=True)
 class Size:
-    """What decides memory: of the backbone's parameters, and of what a row takes in its decoder."""
+    """What decides memory: the backbone, and of its decoder what a row takes."""
 
     backbone: Any  # without weights
-    parameters: int
-    layers: int
-    hidden: int
     tokens: int
-    bytes: int  # a weight's, as stored
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the backbone."""
+        return sum(one.numel() for one in self.backbone.parameters())
 
     def trained(self, lora: Lora | None) -> int:
         """Weights that a stage learns."""
         if lora is None:
             return self.parameters
-        return lora.r * sum(one.in_features + one.out_features for one in _linear(adapted_layers(self.backbone, lora)))
+        return lora.r * sum(one.in_features + one.out_features for one in adapted_layers(self.backbone, lora))
 
 
 def describe(
@@ -150,8 +149,8 @@ def _queries(stage: Stage, context: Context) -> str:
 
 def _memory(stage: Training, training: Mapping[str, Any], size: Size) -> float:
     """Bytes a device."""
-    trained = size.trained(stage.lora)
-    weights = size.parameters * (4 if stage.lora is None else size.bytes) + (4 * trained if stage.lora else 0)
+    trained, stored = size.trained(stage.lora), size.backbone.dtype.itemsize
+    weights = size.parameters * (4 if stage.lora is None else stored) + (4 * trained if stage.lora else 0)
     columns = 2
     if isinstance(stage, HardNegatives):
         columns += stage.negatives.local + stage.negatives.union
@@ -159,10 +158,12 @@ def _memory(stage: Training, training: Mapping[str, Any], size: Size) -> float:
         columns = 1 + stage.top
     rows = columns * training.get("per_device_train_batch_size", 8)
     rows = min(rows, training.get("mini_batch_size") or rows)
-    half = 1 if training.get("bf16") or training.get("fp16") or size.bytes == 2 else 2
-    layer = 34 * half * rows * size.tokens * size.hidden
+    half = 1 if training.get("bf16") or training.get("fp16") or stored == 2 else 2
+    text = size.backbone.config.get_text_config()
+    states = half * rows * size.tokens * text.hidden_size
     saving = training.get("gradient_checkpointing") or training.get("activation_checkpointing")
-    activations = layer + 2 * half * rows * size.tokens * size.hidden * size.layers if saving else layer * size.layers
+    layers = text.num_hidden_layers
+    activations = 34 * states + 2 * states * layers if saving else 34 * states * layers
     return weights + 12 * trained - 4 * _by_muon(stage, training, size) + activations
 
 
@@ -172,17 +173,12 @@ def _by_muon(stage: Training, training: Mapping[str, Any], size: Size) -> int:
         return 0
     if stage.lora is not None:
         return size.trained(stage.lora)
-    return sum(one.weight.numel() for one in _linear(size.backbone.get_decoder().modules()))
-
-
-def _linear(modules: Iterable[nn.Module]) -> list[nn.Linear]:
-    return [one for one in modules if isinstance(one, nn.Linear)]
+    return sum(one.weight.numel() for one in linear_layers(size.backbone.get_decoder()))
 
 
 def _size(model: Any, recipe: Recipe) -> Size:
-    text, vision = model.config.get_text_config(), model.config.vision_config
+    vision = model.config.vision_config
     unit = getattr(vision, "patch_size", 14) * getattr(vision, "spatial_merge_size", 1)
     tiny = recipe.start.tiny
     tokens = TEXT_TOKENS + (recipe.max_pixels or (tiny.image_side**2 if tiny else PIXELS)) // unit**2
-    parameters = sum(one.numel() for one in model.parameters())
-    return Size(model, parameters, text.num_hidden_layers, text.hidden_size, tokens, model.dtype.itemsize)
+    return Size(model, tokens)

@@ -47,10 +47,9 @@ def run_demo(out: Path, *, train: bool = False) -> None:
     folder = _train(out / "run", benchmark) if train else model_dir()
     model = load(str(folder), device="cpu")
     logger.info("3/4 evaluation: every pool encoded once, eight task types, three baselines beside the model")
-    which, command = (
-        ("trained just now", "umarvel demo --train") if train else ("shipped with the package", "umarvel demo")
-    )
-    settings = {"model": which, "command": command}
+    settings = {"model": "shipped with the package", "command": "umarvel demo"}
+    if train:
+        settings = {"model": "trained just now", "command": "umarvel demo --train"}
     vectors = _vectors(fingerprint(model), benchmark)
     result = evaluate_benchmark(model, benchmark, vectors=vectors, show_progress=sys.stderr.isatty(), settings=settings)
     result.save(out / "result.json")
