@@ -105,7 +105,7 @@ def progressive(**changed: Any) -> list[dict[str, Any]]:
 
 def mined(name: str, share: float, **changed: Any) -> dict[str, Any]:
     """A stage that ranks the local pool for a share of the training queries."""
-    return {"name": name, "kind": "mine", "pools": ["local"], "depth": 8, "share": share, "batch_size": 128, **changed}
+    return {"name": name, "kind": "mine", "pools": ["local"], "depth": 8, "share": share, **changed}
 
 
 def hard_negatives() -> list[dict[str, Any]]:
@@ -321,7 +321,7 @@ def run(name: str, seed: int, out: Path) -> dict[str, Any]:
         fusion = fit_fusion(encoder, reranker, Slice(benchmark, **PART), top=FUSED)
         fusion.save(folder / "fusion.json")
         fused = {"reranker": reranker, "fusion": fusion}
-    result = evaluate_benchmark(encoder, benchmark, baselines=False, batch_size=64, **fused)
+    result = evaluate_benchmark(encoder, benchmark, baselines=False, **fused)
     result.save(folder / "result.json")
     system = RERANKED if fused else MODEL
     hits = {

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from umarvel_hf.data import Item
-from umarvel_hf.search import Encoder
+from umarvel_hf.search import Encoder, embed
 
 NO_INSTRUCTION = ""
 
@@ -23,16 +23,14 @@ class Ensemble:
         self.encoders = list(encoders)
         self.instructions = sorted(instructions, key=len, reverse=True)  # one may begin with another
 
-    def predict(
-        self, inputs: Sequence[tuple[Item, Item]], *, batch_size: int = 32, show_progress_bar: bool | None = None
-    ) -> np.ndarray:
+    def predict(self, inputs: Sequence[tuple[Item, Item]], *, show_progress_bar: bool | None = None) -> np.ndarray:
         """Return (N,) float64: the mean cosine of every pair, below 0 as 0."""
         queries, candidates = {repr(one): one for one, _ in inputs}, {repr(one): one for _, one in inputs}
         asked = {name: self.parted(one) for name, one in queries.items()}
         shown = {name: (NO_INSTRUCTION, one) for name, one in candidates.items()}
         cosines = np.zeros(len(inputs))
         for encoder in self.encoders:
-            left, right = (_encoded(encoder, items, batch_size) for items in (asked, shown))
+            left, right = (_encoded(encoder, items) for items in (asked, shown))
             cosines += [float(left[repr(query)] @ right[repr(candidate)]) for query, candidate in inputs]
         return np.clip(cosines / len(self.encoders), 0.0, 1.0)
 
@@ -55,7 +53,7 @@ def _with_text(item: dict[str, object], text: str) -> Item:
     return {**others, "text": text} if text else others
 
 
-def _encoded(encoder: Encoder, items: dict[str, tuple[str, Item]], batch_size: int) -> dict[str, np.ndarray]:
+def _encoded(encoder: Encoder, items: dict[str, tuple[str, Item]]) -> dict[str, np.ndarray]:
     """The embedding of every item with its instruction."""
     names: defaultdict[str, list[str]] = defaultdict(list)
     for name, (instruction, _) in items.items():
@@ -63,6 +61,6 @@ def _encoded(encoder: Encoder, items: dict[str, tuple[str, Item]], batch_size: i
     found: dict[str, np.ndarray] = {}
     for instruction, own in names.items():
         prompt = instruction or None
-        vectors = encoder.encode([items[name][1] for name in own], prompt=prompt, batch_size=batch_size)
+        vectors = embed(encoder, [items[name][1] for name in own], instruction=prompt)
         found |= dict(zip(own, vectors, strict=True))
     return found

@@ -22,7 +22,7 @@ parser.add_argument("model", help="folder or Hub id of a checkpoint")
 parser.add_argument("folder", type=Path, help="data in M-BEIR's layout")
 parser.add_argument("out", type=Path, help="folder to write")
 parser.add_argument("--depth", type=int, default=100, help="candidates of a list (default: %(default)s)")
-parser.add_argument("--batch-size", type=int, default=32, help="items encoded at a time (default: %(default)s)")
+parser.add_argument("--batch-tokens", type=int, help="tokens encoded at a time (default: what suits the device)")
 parser.add_argument("--show", type=int, default=3, help="lists to look at (default: %(default)s)")
 arguments = parser.parse_args()
 
@@ -30,7 +30,7 @@ arguments = parser.parse_args()
 model, benchmark = load(arguments.model), MBeir(arguments.folder)
 
 # 2. Mine: everything is encoded once, and every query ranks each of the pools.
-options = {"depth": arguments.depth, "seed": SEED, "batch_size": arguments.batch_size, "show_progress": True}
+options = {"depth": arguments.depth, "seed": SEED, "batch_tokens": arguments.batch_tokens, "show_progress": True}
 tables = mine_benchmark(model, benchmark, arguments.out, **options)
 
 # 3. Look: how much is there to learn, and are these really no answers?

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 Message = dict[str, Any]
-VideoReader = Callable[[Any], np.ndarray]
+Reader = Callable[[Any], Any]
+Readers = dict[str, Reader]
 
 ROLES = ("system", "user", "assistant")
 KINDS = ("text", "image", "video")
@@ -40,21 +41,23 @@ class ItemError(ValueError):
         return type(self), (self.index, self.item, self.reason)
 
 
-def to_conversations(items: Sequence[Any], read_video: VideoReader) -> list[list[Message]]:
+def to_conversations(items: Sequence[Any], read_video: Reader, read_image: Reader | None = None) -> list[list[Message]]:
     """Bring every item to one chat: media decoded, in the order media then text; a chat keeps its own order.
 
     Args:
         items: See :data:`ACCEPTED`. Under ``image`` and ``video`` stand a path (str or Path), decoded pictures, or a
             list of them. None under a key is the same as no key.
-        read_video: Brings the value of a video (path, frames, array) to (F, H, W, 3) uint8.
+        read_video: Brings the value of a video (path, frames, array) to what shall stand in its place in the chat,
+            such as (F, H, W, 3) uint8.
+        read_image: The same of a picture; None: :func:`load_image`.
 
     Raises:
         ItemError: The first item that cannot be used; nothing is skipped or replaced.
     """
-    conversations = []
+    conversations, readers = [], {"image": read_image or load_image, "video": read_video}
     for index, item in enumerate(items):
         try:
-            conversations.append(_conversation(item, read_video))
+            conversations.append(_conversation(item, readers))
         except (ValueError, TypeError, OSError) as error:
             raise ItemError(index, item, str(error)) from error
     return conversations
@@ -73,7 +76,7 @@ def load_image(source: Any) -> Image.Image:
     if isinstance(source, dict) and source.keys() == {"bytes", "path"}:
         source = source["path"] if source["bytes"] is None else io.BytesIO(source["bytes"])
     if isinstance(source, str | Path):
-        image = _open_image(_existing_file(source))
+        image = _open_image(existing_file(source))
     elif isinstance(source, io.BytesIO):
         image = _open_image(source)
     elif isinstance(source, Image.Image):
@@ -105,13 +108,13 @@ def stack_frames(frames: Sequence[Any]) -> np.ndarray:
     return np.stack([np.asarray(picture) for picture in pictures])
 
 
-def _conversation(item: Any, read_video: VideoReader) -> list[Message]:
+def _conversation(item: Any, readers: Readers) -> list[Message]:
     if isinstance(item, dict) and "role" in item:
         item = [item]
     if isinstance(item, list) and item and all(isinstance(message, dict) and "role" in message for message in item):
-        messages = [_message(message, read_video) for message in item]
+        messages = [_message(message, readers) for message in item]
     else:
-        messages = [{"role": "user", "content": _parts(_as_dict(item), read_video)}]
+        messages = [{"role": "user", "content": _parts(_as_dict(item), readers)}]
     spoken = [part for message in messages if message["role"] != "system" for part in message["content"]]
     if not any(part["type"] in MEDIA or part["text"].strip() for part in spoken):
         raise ValueError("it is empty; give some text, a picture or a video.")
@@ -133,14 +136,14 @@ def _as_dict(item: Any) -> dict[str, Any]:
     raise TypeError(f"a {type(item).__name__} is not an item; give {ACCEPTED}.")
 
 
-def _parts(item: dict[str, Any], read_video: VideoReader) -> list[Message]:
+def _parts(item: dict[str, Any], readers: Readers) -> list[Message]:
     """The parts of a dict item: media first, then text, whatever the order of its keys."""
     unknown = [key for key in item if key not in KINDS]
     if unknown:
         raise ValueError(f"unknown key {unknown[0]!r}; the keys of an item are {', '.join(map(repr, KINDS))}.")
     parts = []
     for kind in (*MEDIA, "text"):
-        parts += [_part(kind, value, read_video) for value in _values(kind, item.get(kind))]
+        parts += [_part(kind, value, readers) for value in _values(kind, item.get(kind))]
     return parts
 
 
@@ -161,7 +164,7 @@ def _is_video(entry: Any) -> bool:
     return isinstance(entry, dict | list)
 
 
-def _message(message: Message, read_video: VideoReader) -> Message:
+def _message(message: Message, readers: Readers) -> Message:
     role, content = message["role"], message.get("content")
     if role not in ROLES:
         raise ValueError(f"role {role!r} is unknown; the roles of a chat are {', '.join(map(repr, ROLES))}.")
@@ -170,13 +173,13 @@ def _message(message: Message, read_video: VideoReader) -> Message:
     if not isinstance(content, list):
         kind = type(content).__name__
         raise TypeError(f"the content of a {role} message is a {kind}; give a str or a list of parts.")
-    parts = [_chat_part(part, read_video) for part in content]
+    parts = [_chat_part(part, readers) for part in content]
     if role == "system" and any(part["type"] in MEDIA for part in parts):
         raise ValueError("a system message is the instruction and holds text only; move the media to a user message.")
     return {"role": role, "content": parts}
 
 
-def _chat_part(part: Any, read_video: VideoReader) -> Message:
+def _chat_part(part: Any, readers: Readers) -> Message:
     if not isinstance(part, dict):
         raise TypeError(
             f"a part of a message is a {type(part).__name__}; give dicts such as {{'type': 'text', 'text': …}}."
@@ -188,20 +191,19 @@ def _chat_part(part: Any, read_video: VideoReader) -> Message:
             f"a part of type {kind!r} with the keys {sorted(given)} is not understood; give "
             f"{{'type': KIND, KIND: value}} with KIND one of {', '.join(map(repr, KINDS))}."
         )
-    return _part(kind, next(iter(given.values())), read_video)
+    return _part(kind, next(iter(given.values())), readers)
 
 
-def _part(kind: str, value: Any, read_video: VideoReader) -> Message:
-    if kind == "image":
-        return {"type": "image", "image": load_image(value)}
-    if kind == "video":
-        return {"type": "video", "video": read_video(_existing_file(value) if isinstance(value, str | Path) else value)}
+def _part(kind: str, value: Any, readers: Readers) -> Message:
+    if kind in MEDIA:
+        return {"type": kind, kind: readers[kind](existing_file(value) if isinstance(value, str | Path) else value)}
     if not isinstance(value, str):
         raise TypeError(f"text is a {type(value).__name__}; give a str.")
     return {"type": "text", "text": value}
 
 
-def _existing_file(source: str | Path) -> Path:
+def existing_file(source: str | Path) -> Path:
+    """The file that a str or Path names; refuses URLs, folders, and what is not there."""
     if isinstance(source, str) and URL.match(source):
         raise ValueError(f"{source[:80]!r} is a URL, and nothing is fetched; download it and give its path.")
     path = Path(source)

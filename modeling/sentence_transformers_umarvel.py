@@ -160,7 +160,7 @@ class UMarvelTransformer(Transformer):
             raise ValueError(
                 f"a video of shape {frames.shape} and dtype {frames.dtype}; give uint8 frames of shape (F, H, W, 3)."
             )
-        metadata.append(clock or _clock(len(frames), FRAMES_PER_SECOND))
+        metadata.append(clock or film_clock(len(frames), FRAMES_PER_SECOND))
         return frames
 
 
@@ -189,16 +189,10 @@ def _decode_video(path: Path, sampler: Any) -> tuple[np.ndarray, dict[str, Any]]
     """Decode, with PyAV, the frames that the checkpoint's video processor asks for."""
     if av is None:
         raise ValueError(f"reading {str(path)!r} needs PyAV; install it (pip install av) or give decoded frames.")
-    settings = {name: getattr(sampler, name, None) for name in ("num_frames", "fps", "min_frames", "max_frames")}
-    settings = {name: value for name, value in settings.items() if value is not None}
-    if not {"num_frames", "fps"} & set(settings):
-        settings["fps"] = SAMPLED_FRAMES_PER_SECOND
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            total = stream.frames or sum(1 for _ in container.decode(stream))  # some formats do not store their number
-            clock = _clock(total, float(stream.average_rate or SAMPLED_FRAMES_PER_SECOND))
-            wanted = [int(index) for index in sampler.sample_frames(metadata=VideoMetadata(**clock), **settings)]
+            total, clock, wanted = sampled_frames(container, sampler)
             container.seek(0)
             frames = {
                 index: frame.to_ndarray(format="rgb24")
@@ -214,5 +208,18 @@ def _decode_video(path: Path, sampler: Any) -> tuple[np.ndarray, dict[str, Any]]
     return np.stack([frames[index] for index in wanted]), {**clock, "frames_indices": wanted}
 
 
-def _clock(frames: int, fps: float) -> dict[str, Any]:
+def sampled_frames(container: Any, sampler: Any) -> tuple[int, dict[str, Any], list[int]]:
+    """How many frames an open film has, its clock, and the places of those that the video processor asks for."""
+    settings = {name: getattr(sampler, name, None) for name in ("num_frames", "fps", "min_frames", "max_frames")}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if not {"num_frames", "fps"} & set(settings):
+        settings["fps"] = SAMPLED_FRAMES_PER_SECOND
+    stream = container.streams.video[0]
+    total = stream.frames or sum(1 for _ in container.decode(stream))  # some formats do not store their number
+    clock = film_clock(total, float(stream.average_rate or SAMPLED_FRAMES_PER_SECOND))
+    return total, clock, [int(at) for at in sampler.sample_frames(metadata=VideoMetadata(**clock), **settings)]
+
+
+def film_clock(frames: int, fps: float) -> dict[str, Any]:
+    """The metadata of a film of so many frames, none of them left out."""
     return {"fps": fps, "total_num_frames": frames, "duration": frames / fps, "frames_indices": list(range(frames))}

@@ -72,7 +72,6 @@ class ColourEncoder:
         inputs: Sequence[Any],
         *,
         prompt: str | None = None,
-        batch_size: int = 32,
         show_progress_bar: bool | None = None,
     ) -> np.ndarray:
         self.calls.append((prompt, list(inputs)))

@@ -28,7 +28,6 @@ class KnownVectors:
         inputs: Sequence[Any],
         *,
         prompt: str | None = None,
-        batch_size: int = 32,
         show_progress_bar: bool | None = None,
     ) -> np.ndarray:
         keys = [content(one) for one in inputs]

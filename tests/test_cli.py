@@ -186,7 +186,7 @@ def test_search_looks_through_the_embedded_pictures_and_keeps_their_index(
 def evaluated(checkpoint, benchmark, tmp_path_factory):
     """The folder that `umarvel evaluate` fills from the tiny benchmark."""
     out = tmp_path_factory.mktemp("evaluated") / "run"
-    assert main(["evaluate", str(checkpoint), "--data", str(benchmark), "--out", str(out), "--batch-size", "4"]) == 0
+    assert main(["evaluate", str(checkpoint), "--data", str(benchmark), "--out", str(out), "--batch-tokens", "200"]) == 0
     return out
 
 
@@ -195,7 +195,7 @@ def test_evaluate_leaves_a_result_a_table_runs_and_a_page(evaluated, benchmark):
     expected = {"result.json", "table.txt", "report.html", "runs/qrels/dark_task4.txt", "runs/union/plain_task0.txt"}
     assert expected <= there and not any("partial" in name for name in there)
     result = Result.load(evaluated)
-    command = f"umarvel evaluate {result.settings['model']} --data {benchmark} --out {evaluated} --batch-size 4"
+    command = f"umarvel evaluate {result.settings['model']} --data {benchmark} --out {evaluated} --batch-tokens 200"
     assert result.settings["command"] == command
     assert result.settings["data"] == str(benchmark)
     assert (evaluated / "table.txt").read_text() == result.table() + "\n"

@@ -1,13 +1,16 @@
 """``umarvel_hf.encode``: the host's vectors, one for each item in order, and errors that count from the start."""
 
 import shutil
+import threading
 
 import numpy as np
 import pytest
 import torch
 
 from pictures import picture
-from umarvel_hf.encoding import encode, fingerprint, load
+from umarvel_hf import encoding
+from umarvel_hf.encoding import _Encoding, encode, fastest_dtype, load
+from umarvel_hf.fingerprint import fingerprint
 from umarvel_hf.modeling.messages_umarvel import ItemError
 from umarvel_hf.modeling.modeling_umarvel import PROMPTS
 
@@ -27,16 +30,16 @@ def items(pictures):
 
 
 def test_vectors_are_those_of_the_host_in_the_order_of_the_items(embedder, items):
-    vectors = encode(embedder, items, prompt=INSTRUCTION, batch_size=3)
+    vectors = encode(embedder, items, prompt=INSTRUCTION, batch_tokens=120)
     assert vectors.shape == (len(items), 32) and vectors.dtype == np.float32
     alone = np.concatenate([embedder.encode([item], prompt=INSTRUCTION) for item in items])
     close(vectors, alone)
     assert np.triu(alone @ alone.T, 1).max() < 0.99999
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
-def test_the_batch_size_never_changes_a_vector(embedder, items, batch_size):
-    close(encode(embedder, items, batch_size=batch_size), encode(embedder, items))
+@pytest.mark.parametrize("batch_tokens", [1, 60, 150, 10_000])
+def test_the_size_of_a_batch_never_changes_a_vector(embedder, items, batch_tokens):
+    close(encode(embedder, items, batch_tokens=batch_tokens), encode(embedder, items))
 
 
 def test_no_items_give_no_vectors(embedder):
@@ -109,18 +112,97 @@ def test_a_bad_item_is_named_by_its_place_in_the_callers_list(embedder, items, t
     bad = make(tmp_path)
     given = [*items[:at], bad, *items[at:]]
     with pytest.raises(ItemError, match=rf"^Item {at} \(.*{message}") as caught:
-        encode(embedder, given, batch_size=2)
+        encode(embedder, given, batch_tokens=100)
     assert caught.value.index == at
     assert caught.value.item is bad or caught.value.item == [bad]
 
 
-def test_other_errors_pass_as_they_are(embedder, monkeypatch):
-    def failing(*args, **kwargs):
-        raise ValueError("no such prompt")
+def test_texts_are_not_held_up_by_pictures_that_take_long(embedder, monkeypatch, pictures):
+    texts_are_done, usual = threading.Event(), embedder[0].preprocess
 
-    monkeypatch.setattr(embedder, "encode", failing)
-    with pytest.raises(ValueError, match=r"^no such prompt$"):
-        encode(embedder, ["a dog"])
+    def slow(items, **kwargs):
+        assert texts_are_done.wait(timeout=30)
+        return usual(items, **kwargs)
+
+    embed = _Encoding._embed
+
+    def watched(self, features):
+        vectors = embed(self, features)
+        if "pixel_values" not in features:
+            texts_are_done.set()
+        return vectors
+
+    monkeypatch.setattr(embedder[0], "preprocess", slow)
+    monkeypatch.setattr(_Encoding, "_embed", watched)
+    close(encode(embedder, [*pictures, "a dog"], batch_tokens=1)[3:], embedder.encode(["a dog"]))
+
+
+def test_where_memory_does_not_suffice_batches_are_halved(embedder, monkeypatch, items, caplog):
+    embed = _Encoding._embed
+
+    def tight(self, features):
+        rows, tokens = features["input_ids"].shape
+        if rows > 1 and rows * tokens > 100:
+            raise torch.OutOfMemoryError("full")
+        return embed(self, features)
+
+    expected = encode(embedder, items)
+    monkeypatch.setattr(_Encoding, "_embed", tight)
+    close(encode(embedder, items, batch_tokens=1_000), expected)
+    assert "now with batch_tokens=500" in caplog.text and "now with batch_tokens=125" in caplog.text
+    monkeypatch.setattr(_Encoding, "_embed", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    with pytest.raises(torch.OutOfMemoryError):
+        encode(embedder, items)
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "llava_onevision"])
+def test_films_that_cannot_share_a_batch_are_encoded_one_at_a_time(embedders, frames, pictures, family):
+    embedder = embedders(family)
+    films = [{"video": frames}, {"video": frames[:2]}, {"video": frames, "text": "a film"}, pictures[0]]
+    close(encode(embedder, films), np.concatenate([embedder.encode([one]) for one in films]))
+
+
+def test_vectors_are_cut_as_the_model_says(checkpoint):
+    short = load(checkpoint, truncate_dim=8)
+    close(encode(short, ["a dog"]), short.encode(["a dog"]))
+    assert encode(short, ["a dog"]).shape == (1, 8)
+
+
+def test_the_type_is_the_checkpoints_unless_told(checkpoint, monkeypatch):
+    assert load(checkpoint).dtype == torch.float32
+    assert load(checkpoint, dtype="bfloat16").dtype == torch.bfloat16
+    for seconds, expected in ((1.0, torch.float32), (0.3, torch.bfloat16)):
+        monkeypatch.setattr(
+            encoding, "_seconds_of_a_product", lambda dtype, s=seconds: s if dtype == torch.bfloat16 else 1.0
+        )
+        assert fastest_dtype("cpu") == expected
+        assert load(checkpoint, dtype="auto", device="cpu").dtype == expected
+
+
+def test_half_precision_gives_the_vectors_of_the_host(checkpoint, items):
+    half = load(checkpoint, dtype="bfloat16")
+    ours, theirs = encode(half, items), half.encode(items)
+    assert (ours * theirs).sum(axis=1).min() > 0.9999
+
+
+@pytest.mark.parametrize("batch_tokens", [0, -5])
+def test_a_batch_needs_a_token(embedder, batch_tokens):
+    with pytest.raises(ValueError, match=rf"batch_tokens is {batch_tokens}; give at least 1"):
+        encode(embedder, ["a dog"], batch_tokens=batch_tokens)
+
+
+def test_an_unknown_instruction_is_refused(embedder):
+    with pytest.raises(ValueError, match=r"prompt_name is 'nothing', but the checkpoint holds 'query'"):
+        encode(embedder, ["a dog"], prompt_name="nothing")
+
+
+def test_other_errors_pass_as_they_are(embedder, monkeypatch, pictures):
+    def failing(*args, **kwargs):
+        raise ValueError("no such picture")
+
+    monkeypatch.setattr(embedder[0], "preprocess", failing)
+    with pytest.raises(ValueError, match=r"^no such picture$"):
+        encode(embedder, pictures)
 
 
 def test_an_item_that_is_bad_twice_is_named_once_at_its_first_place(embedder):

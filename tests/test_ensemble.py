@@ -21,7 +21,7 @@ class Table:
     def __init__(self, vectors):
         self.vectors, self.asked = vectors, []
 
-    def encode(self, inputs, *, prompt=None, batch_size=32, show_progress_bar=None):
+    def encode(self, inputs, *, prompt=None, show_progress_bar=None):
         self.asked += [(prompt, one) for one in inputs]
         return np.array([self.vectors[prompt, repr(one)] for one in inputs], dtype=np.float32)
 

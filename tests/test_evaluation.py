@@ -498,7 +498,7 @@ def test_file_order_decides_nothing(result, tmp_path):
 
 
 def test_a_sentence_transformer_is_an_encoder(embedder, root):
-    result = evaluate_benchmark(embedder, MBeir(root), batch_size=4)
+    result = evaluate_benchmark(embedder, MBeir(root), batch_tokens=100)
     assert result.counts["queries"] == 18
     assert len(result.settings["weights"]) == 16
 

@@ -122,7 +122,7 @@ def test_a_search_finds_the_picture_a_text_describes(tmp_path):
     for name, rgb in COLOURS.items():
         Image.new("RGB", (4, 4), rgb).save(tmp_path / f"{name}.png")
     paths = sorted(tmp_path.iterdir())
-    index = build_index(encoder, [path.stem for path in paths], [{"image": path} for path in paths], batch_size=2)
+    index = build_index(encoder, [path.stem for path in paths], [{"image": path} for path in paths])
     hits = retrieve(encoder, index, "a blue square", instruction="Find it.", k=2)
     assert hits[0] == Hit("blue", pytest.approx(1.0, abs=1e-3))
     assert len(hits) == 2

@@ -174,7 +174,7 @@ def test_lists_do_not_depend_on_the_size_of_blocks(benchmark, mined, tmp_path, m
 
     monkeypatch.setattr("umarvel_hf.mining.search_store", counted)
     tables = mine_benchmark(
-        DrawnVectors(), benchmark, tmp_path, depth=DEPTH, seed=SEED, made_by=MADE_BY, memory=300_000, batch_size=3
+        DrawnVectors(), benchmark, tmp_path, depth=DEPTH, seed=SEED, made_by=MADE_BY, memory=300_000
     )
     assert len(sizes) > 2 and sum(sizes) == len(tables["local"])
     assert {pool: rows_of(table) for pool, table in tables.items()} == {
@@ -272,7 +272,7 @@ class Planted:
     def __init__(self, **vectors):
         self.vectors = vectors
 
-    def encode(self, inputs, *, prompt=None, batch_size=32, show_progress_bar=None):
+    def encode(self, inputs, *, prompt=None, show_progress_bar=None):
         return np.stack([self.vectors[text] for text in inputs])
 
 

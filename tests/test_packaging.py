@@ -26,9 +26,10 @@ HEAVY = {"PIL", "datasets", "faiss", "huggingface_hub", "numpy", "sentence_trans
 # Imports point down: a part imports from the lines above its own, and from itself.
 LAYERS = [
     {"_torchvision", "modeling", "recipes"},
-    {"chat_template", "messages", "records"},
-    {"data", "encoding", "store"},
-    {"emoji", "negatives", "search"},
+    {"chat_template", "fingerprint", "messages", "packing", "records", "vision"},
+    {"data", "planning", "store"},
+    {"encoding"},
+    {"devices", "emoji", "negatives", "search"},
     {"checkpoint", "fetch", "index", "mining", "reranking"},
     {"charts", "evaluation", "reranker_checkpoint", "smollm2", "teaching"},
     {"report", "trainer"},

@@ -586,7 +586,7 @@ def test_too_little_memory_elsewhere_names_its_own_size(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr("umarvel_hf.trainer.stages._mine", too_large)
-    with pytest.raises(ValueError, match=r"stage mined: CUDA out of memory\. Lower batch_size and remove .*2-mined"):
+    with pytest.raises(ValueError, match=r"stage mined: CUDA out of memory\. Lower batch_tokens and remove .*2-mined"):
         run_stage(Mine(name="mined"), tmp_path / "2-mined", None)
 
 

@@ -45,14 +45,13 @@ class RetrievalEvaluator(SentenceEvaluator):
         queries_per_task: int = 50,
         candidates_per_task: int = 1000,
         pools: Sequence[str] = POOLS,
-        batch_size: int = 32,
         name: str = "",
         write_csv: bool = True,
     ) -> None:
         super().__init__()
         self.slice = Slice(benchmark, queries_per_task=queries_per_task, candidates_per_task=candidates_per_task)
         self.sizes = {task.name: len(self.slice.queries(task, split)) for task in self.slice.tasks(split)}
-        self.split, self.pools, self.batch_size = split, list(pools), batch_size
+        self.split, self.pools = split, list(pools)
         self.name, self.write_csv = name, write_csv
         self.csv_file = f"Retrieval_evaluation{name and '_' + name}_results.csv"
         self.primary_metric = f"{self.pools[-1]}_hit@5"
@@ -65,9 +64,7 @@ class RetrievalEvaluator(SentenceEvaluator):
         encoder = cast(Encoder, SimpleNamespace(encode=model.encode))
         modes = [(module, module.training) for module in model.modules()]
         try:
-            result = evaluate_benchmark(
-                encoder, self.slice, split=self.split, pools=self.pools, baselines=False, batch_size=self.batch_size
-            )
+            result = evaluate_benchmark(encoder, self.slice, split=self.split, pools=self.pools, baselines=False)
         finally:
             for module, training in modes:
                 module.training = training

@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import extract_model_from_parallel
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.losses.gradcache import CachedLossMixin
+from sentence_transformers.base.losses.gradcache import CachedLossMixin, RandContext
 from sentence_transformers.util import all_gather, all_gather_with_grad, get_rank
 from sentence_transformers.util.distributed import get_world_size
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
+from umarvel_hf.trainer.pictures import SeenPictures
+
 if TYPE_CHECKING:
     from umarvel_hf.modeling.modeling_umarvel import Similarity
 
 PADDING_ID = -1
+ROW_ORDER = "row_order"  # of a column's features
 
 
 class NotFinite(FloatingPointError):
@@ -39,8 +42,12 @@ class EmbeddingLoss(CachedLossMixin, nn.Module):
 
     Args:
         model: The model to train; its first module wraps a ``UMarvelModel``.
-        mini_batch_size: Rows embedded at a time. The whole batch is embedded twice, and memory is that of one
-            mini-batch (gradient caching, https://arxiv.org/abs/2101.06983). None: the whole batch at once.
+        mini_batch_size: Rows embedded at a time, of the longest; of shorter ones as many as have no more tokens. The
+            whole batch is embedded twice, and memory is that of one mini-batch (gradient caching,
+            https://arxiv.org/abs/2101.06983); what a frozen vision tower sees is kept in between. None: the whole
+            batch at once. On several ranks every mini-batch has so many rows, for all must take as many of them.
+
+    A column may hold ``row_order`` (B,): its rows are those of the batch in this order, such as by length.
     """
 
     def __init__(self, model: SentenceTransformer, mini_batch_size: int | None = None) -> None:
@@ -50,6 +57,7 @@ class EmbeddingLoss(CachedLossMixin, nn.Module):
         self.model = model
         self.mini_batch_size = mini_batch_size  # type: ignore[assignment]  # None turns the mixin's caching off
         self.uses_gradient_cache = mini_batch_size is not None
+        self._seen = SeenPictures(model)
         self.counts: defaultdict[str, Any] = defaultdict(int)  # numbers or, not to wait for the device, tensors
 
     def compare(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
@@ -58,7 +66,8 @@ class EmbeddingLoss(CachedLossMixin, nn.Module):
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
         """Mean loss, 0-d, of features per column; ``labels`` as the class says. Raises NotFinite before gradients."""
-        columns = list(sentence_features)
+        columns = [dict(column) for column in sentence_features]
+        self._orders = [column.pop(ROW_ORDER, None) for column in columns]
         if torch.is_grad_enabled():
             self.counts.setdefault("started", time.perf_counter())
             for mask in (column["attention_mask"] for column in columns):
@@ -67,6 +76,10 @@ class EmbeddingLoss(CachedLossMixin, nn.Module):
         if not self.uses_gradient_cache:
             return self.calculate_loss([[column] for column in self._embed_at_once(columns)], labels)
         self._postponed: list[tuple[Tensor, Tensor]] = []
+        self._seen.start()
+        if get_world_size() == 1:
+            longest = max(int(column["attention_mask"].sum(dim=1).max()) for column in columns)
+            self.mini_batch_num_tokens = self.mini_batch_size * longest
         loss = self.forward_cached(columns, labels)
         # Worth nothing, but the temperature's gradient now arrives scaled as the embeddings' do: by gradient
         # accumulation and by loss scaling.
@@ -76,7 +89,9 @@ class EmbeddingLoss(CachedLossMixin, nn.Module):
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Tensor:
         """The loss of mini-batches of embeddings per column, as the mixin asks for it."""
-        loss = self.compare([torch.cat(column) for column in reps], labels)
+        embeddings = [torch.cat(column) for column in reps]
+        whole = zip(embeddings, self._orders, strict=True)
+        loss = self.compare([one if order is None else one[order.argsort()] for one, order in whole], labels)
         if not loss.isfinite():
             raise NotFinite(loss, labels)
         if not with_backward:
@@ -88,6 +103,17 @@ class EmbeddingLoss(CachedLossMixin, nn.Module):
             leaf.grad = gradient
         self._postponed = list(zip(temperatures, gradients[len(leaves) :], strict=True))
         return loss.detach()
+
+    def embed_minibatch(
+        self, sentence_feature: dict[str, Tensor], begin: int, end: int, with_grad: bool, copy_random_state: bool,
+        random_state: RandContext | None = None,
+    ) -> tuple[Tensor, RandContext | None]:  # fmt: skip
+        """The host's; without gradients only its first pass of a training step copies random states."""
+        given = (sentence_feature, begin, end, with_grad, copy_random_state, random_state)
+        if not (copy_random_state or with_grad):
+            return super().embed_minibatch(*given)
+        with self._seen.of((id(sentence_feature), begin), again=with_grad):
+            return super().embed_minibatch(*given)
 
     @property
     def similarity(self) -> "Similarity":

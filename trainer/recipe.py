@@ -179,7 +179,7 @@ class Mine(Stage):
     pools: list[Pool] = field(default_factory=lambda: ["local", "union"])
     depth: int = 100
     share: float = 1.0
-    batch_size: int = 32
+    batch_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +222,6 @@ class Score(Stage):
     top: int = 50
     fit_top: int = 20
     weight: float | None = None
-    batch_size: int = 32
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -175,8 +175,8 @@ def _misfits(stage: Stage, earlier: Mapping[str, Stage], recipe: Recipe) -> Iter
     if isinstance(stage, Mine) and not (stage.depth >= 1 and 0 < stage.share <= 1 and stage.pools):
         given = f"depth is {stage.depth}, share {stage.share}, pools {stage.pools}"
         yield f"{given}; give at least 1, above 0 to 1, at least one."
-    if isinstance(stage, Mine | Score) and stage.batch_size < 1:
-        yield f"batch_size is {stage.batch_size}; give at least 1."
+    if isinstance(stage, Mine) and stage.batch_tokens is not None and stage.batch_tokens < 1:
+        yield f"batch_tokens is {stage.batch_tokens}; give at least 1."
     if isinstance(stage, Reranker | Score):
         yield from _table_misfits(stage.table, earlier, (Mine,), "local")
     if isinstance(stage, Score):

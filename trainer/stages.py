@@ -153,7 +153,7 @@ def run_stage(stage: Stage, folder: Path, context: Context) -> dict[str, Any]:
     try:
         return runs[type(stage)](stage, folder, context)
     except torch.OutOfMemoryError as error:
-        sizes = {Embedding: "mini_batch_size", Reranker: "per_device_train_batch_size", Stage: "batch_size"}
+        sizes = {Embedding: "mini_batch_size", Reranker: "per_device_train_batch_size", Stage: "batch_tokens"}
         size = next(name for kind, name in sizes.items() if isinstance(stage, kind))
         raise ValueError(
             f"stage {stage.name}: {error} Lower {size} and remove {folder}, or lower max_pixels and name another "
@@ -222,7 +222,7 @@ def _mined(stage: Mine, context: Context, model: SentenceTransformer, folder: Pa
         depth=stage.depth,
         share=context.share(stage),
         seed=context.recipe.seed,
-        batch_size=stage.batch_size,
+        batch_tokens=stage.batch_tokens,
     )
 
 
@@ -266,7 +266,6 @@ def _score(stage: Score, folder: Path, context: Context) -> dict[str, Any]:
         top=stage.top,
         weight=weight,
         out=folder / "local.parquet",
-        batch_size=stage.batch_size,
     )
     return {"queries": len(table), "weight": weight, **record}
 

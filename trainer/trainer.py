@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
@@ -14,10 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 from transformers import PreTrainedTokenizerBase
 
+from umarvel_hf.planning import TokenCounter
 from umarvel_hf.trainer.adapters import ResumesAdapters
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
 from umarvel_hf.trainer.cutting import cut_item
-from umarvel_hf.trainer.losses import EmbeddingLoss, InfoNCE, similarity_of
+from umarvel_hf.trainer.losses import ROW_ORDER, EmbeddingLoss, InfoNCE, similarity_of
 from umarvel_hf.trainer.muon import MuonAdamW, with_muon
 from umarvel_hf.trainer.sharding import ShardsWeights
 
@@ -56,6 +58,10 @@ class UMarvelTrainer(ShardsWeights, ResumesAdapters, SentenceTransformerTrainer)
             preprocess = partial(with_pictures_in, precision, preprocess)
         tokenizer = self.model.tokenizer
         self.data_collator.preprocess_fn = partial(with_texts_cut, tokenizer, self.args.max_text_tokens, preprocess)
+        losses = self.loss.values() if isinstance(self.loss, dict) else [self.loss]
+        if all(isinstance(loss, EmbeddingLoss) and loss.uses_gradient_cache for loss in losses):
+            counter, preprocess = TokenCounter(self.model[0]), self.data_collator.preprocess_fn
+            self.data_collator.preprocess_fn = partial(longest_first, counter, preprocess)
         similarity_of(self.model).float()  # whatever a model was cast to, steps of bfloat16 are too coarse for it
         temperatures = [parameter for parameter in similarity_of(self.model).parameters() if parameter.requires_grad]
         if self.args.temperature_learning_rate is not None and not temperatures:
@@ -148,6 +154,16 @@ def with_texts_cut(
 ) -> Any:
     """What ``preprocess`` returns for inputs whose texts are no longer than so many tokens."""
     return preprocess([cut_item(item, tokenizer, max_tokens) for item in inputs], **kwargs)
+
+
+def longest_first(counter: TokenCounter, preprocess: Callable[..., Any], inputs: list[Any], **kwargs: Any) -> Any:
+    """What ``preprocess`` returns for inputs in the order of their tokens, and this order, under ``row_order``.
+
+    So mini-batches of gradient caching hold rows of like lengths, with hardly any padding.
+    """
+    order = np.argsort(-counter.count(inputs, kwargs.get("prompt")).counts, kind="stable")
+    features = preprocess([inputs[at] for at in order], **kwargs)
+    return {**features, ROW_ORDER: torch.from_numpy(order)}
 
 
 def average_over_ranks(gradient: Tensor) -> Tensor:

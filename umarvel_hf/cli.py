@@ -100,7 +100,7 @@ def train(*, recipe: str, out: Path | None, data: Path | None, max_steps: int | 
 
 def mine(
     *, model: str | None, table: Path | None, data: Path | None, out: Path, pools: list[str], depth: int, share: float,
-    seed: int, batch_size: int, device: str | None, qids: list[str] | None, show: int,
+    seed: int, batch_tokens: int | None, device: str | None, qids: list[str] | None, show: int,
 ) -> None:  # fmt: skip
     """Rank the training pools for every training query, or show a table of such lists."""
     from umarvel_hf.data import MBeir
@@ -118,7 +118,7 @@ def mine(
         encoder = load(str(model), device=device)
         tables = mine_benchmark(
             encoder, benchmark, out, pools=pools, depth=depth, share=share, seed=seed,
-            batch_size=batch_size,
+            batch_tokens=batch_tokens,
         )  # fmt: skip
     for name, lists in tables.items():
         print(f"{name}: {len(lists):,} lists" + (f" in {out / name}.parquet" if table is None else ""))
@@ -144,7 +144,7 @@ def evaluate(
     *, model: str | None, suite: str, data: Path | None, out: Path, tasks: list[str] | None, split: str,
     pools: list[str], instructions: Any, seed: int, gold_modality: bool, baselines: bool | None, rerank: str | None,
     top: int | None, fusion: Path | None, run: Path | None, qrels: Path | None, frontier: bool,
-    pixels: list[int] | None, memory: int, batch_size: int, device: str | None, json: bool, command: str,
+    pixels: list[int] | None, memory: int, batch_tokens: int | None, device: str | None, json: bool, command: str,
 ) -> None:  # fmt: skip
     """Measure how well a model retrieves: local and union pools, every metric, a report."""
     plain = set(pools) == {"local", "union"} and instructions == "first" and gold_modality
@@ -186,7 +186,7 @@ def evaluate(
     benchmark = MBeir(data or benchmark_dir())
     encoder = load(str(model), device=device)
     common: dict[str, Any] = {
-        "suite": suite, "tasks": tasks, "vectors": out / "vectors", "memory": memory, "batch_size": batch_size,
+        "suite": suite, "tasks": tasks, "vectors": out / "vectors", "memory": memory, "batch_tokens": batch_tokens,
         "show_progress": sys.stderr.isatty(),
     }  # fmt: skip
     reranker = weight = None
@@ -353,7 +353,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--seed", type=int, default=0, help="of prompts and of the share (default: %(default)s)")
     verb.add_argument("--qids", nargs="+", metavar="QID", help="whose lists to show")
     verb.add_argument("--show", type=int, default=2, help="how many lists to show (default: %(default)s)")
-    verb.add_argument("--batch-size", type=int, default=32, help="items encoded at a time (default: %(default)s)")
+    verb.add_argument("--batch-tokens", type=int, help="tokens encoded at a time (default: what suits the device)")
     verb.add_argument("--device", type=_device, help="such as cuda or cpu (default: the best there is)")
 
     verb = _verb(verbs, evaluate, "umarvel evaluate my-embedder --suite m-beir --data M-BEIR")
@@ -397,7 +397,7 @@ def _parser() -> argparse.ArgumentParser:
         "--pixels", nargs="+", type=int, help="image pixel limits of --frontier (default: the model's own)"
     )
     verb.add_argument("--memory", type=_bytes, default="8GB", help="for the search (default: %(default)s)")
-    verb.add_argument("--batch-size", type=int, default=32, help="items encoded at a time (default: %(default)s)")
+    verb.add_argument("--batch-tokens", type=int, help="tokens encoded at a time (default: what suits the device)")
     verb.add_argument("--device", type=_device, help="such as cuda:0 (default: the best there is)")
     verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
 

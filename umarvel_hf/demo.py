@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from umarvel_hf.data import CANDIDATE_MODALITY, MBeir
 from umarvel_hf.emoji import benchmark_dir, model_dir
 from umarvel_hf.emoji.cache import cache_dir
-from umarvel_hf.encoding import fingerprint, load
+from umarvel_hf.encoding import load
 from umarvel_hf.evaluation.benchmark import evaluate_benchmark
 from umarvel_hf.evaluation.pools import Candidates
+from umarvel_hf.fingerprint import fingerprint
 from umarvel_hf.index import FlatIndex, Hit, build_index, retrieve
 from umarvel_hf.report import write_report
 
@@ -121,7 +122,6 @@ def _embedded_index(encoder: "SentenceTransformer", benchmark: MBeir) -> tuple[F
         encoder,
         _vectors(made_by, benchmark),
         made_by=made_by,
-        batch_size=32,
         show_progress=sys.stderr.isatty(),
     )
     pictures = {one.did: one.image for one in candidates.at(candidates.distinct) if one.image is not None}

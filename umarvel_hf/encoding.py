@@ -1,30 +1,56 @@
-"""From items to vectors."""
+"""From items to vectors: batches of like lengths, media decoded ahead of the model, nothing computed twice."""
 
-import hashlib
-import inspect
-import json
-from collections.abc import Iterable, Sequence
-from importlib.metadata import version
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from copy import copy, deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-    from torch import nn
+from umarvel_hf._torchvision import ensure_torchvision
+
+ensure_torchvision()
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import batch_to_device, get_device_name
+from torch.distributed.tensor import DTensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from umarvel_hf.modeling.messages_umarvel import ItemError
+from umarvel_hf.packing import can_pack, embed_packed, packed_attention
+from umarvel_hf.planning import TokenCounter, plan
+from umarvel_hf.vision import patches_as_products, seen_once
+
+logger = logging.getLogger(__name__)
+
+# Of a batch: on a CPU what it computes stays in the caches, on anything else the device is kept busy.
+TOKENS_ON_A_CPU, TOKENS_ELSEWHERE = 2_048, 16_384
+AHEAD = 2  # batches decoded and waiting, beside one in every thread
+MOST_THREADS = 8
+PAYS = 1.5  # times as fast must another type multiply to be worth its rounding
 
 
 def encode(
-    model: "SentenceTransformer | str | Path",
+    model: SentenceTransformer | str | Path,
     items: Sequence[Any] | np.ndarray,
     *,
     prompt: str | None = None,
     prompt_name: str | None = None,
-    batch_size: int = 32,
-    show_progress_bar: bool | None = None,
+    batch_tokens: int | None = None,
+    show_progress_bar: bool = False,
 ) -> np.ndarray:
-    """Embed items: the vectors of ``SentenceTransformer.encode``, always (N, D).
+    """Embed items: the vectors of ``SentenceTransformer.encode``, always (N, D), faster.
+
+    Items of like lengths go together, counted in tokens before their media are decoded; texts are tokenized once;
+    media are decoded and processed ahead of the model; a picture that a batch holds several times is seen once.
 
     Args:
         model: A loaded U-MARVEL checkpoint, or its folder or Hub id.
@@ -32,61 +58,43 @@ def encode(
             ``video``, or a chat; mixed as one likes. An array of str or of objects counts as a list.
         prompt: The instruction of all items.
         prompt_name: The name of an instruction that the checkpoint holds, such as ``"text-to-image"``.
-        batch_size: Items a batch; it changes memory and speed, never a vector.
-        show_progress_bar: None: as the host's log level says.
+        batch_tokens: Tokens of a batch, padding included; an item that has more is a batch of its own. It changes
+            memory and speed, never a vector. None: 2,048 on a CPU, 16,384 elsewhere. Where a GPU's memory does not
+            suffice it is halved, with a warning, and encoding goes on.
 
     Returns:
         (N, D) float32, one vector of length 1 an item, in order; (0, D) for no items.
 
     Raises:
         ItemError (a ValueError): Names the index in ``items`` of the item that cannot be read, and what to do.
+        ValueError: ``batch_tokens`` below 1, an unknown ``prompt_name``, or a model of another kind.
     """
     if isinstance(model, str | Path):
         model = load(model)
-    if isinstance(items, np.ndarray) and items.dtype.kind in "UO":
-        items = items.tolist()
-    # An array of pixels would fall into its rows, a set has no order.
-    single = isinstance(items, str | dict) or hasattr(items, "__array__")
-    if single or not hasattr(items, "__len__") or not hasattr(items, "__getitem__"):
-        raise TypeError(f"items is a {type(items).__name__}; give a list of items, also for a single one.")
-    items = list(items)
-    if not items:
+    if batch_tokens is not None and batch_tokens < 1:
+        raise ValueError(f"batch_tokens is {batch_tokens}; give at least 1, or None for what suits the device.")
+    listed = _listed(items)
+    instruction = _instruction(model, prompt, prompt_name)
+    if not listed:
         return np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
-    # A list of chats is not one chat: the host reads a list that begins with a message as a single item.
-    if isinstance(items[0], dict) and "role" in items[0]:
-        items[0] = [items[0]]
-    from umarvel_hf.modeling.messages_umarvel import ItemError
-
-    try:
-        return model.encode(
-            items,
-            prompt=prompt,
-            prompt_name=prompt_name,
-            batch_size=batch_size,
-            show_progress_bar=show_progress_bar,
-        )
-    except ValueError as error:
-        index = getattr(error, "index", None)
-        if index is None:
-            raise
-        # Its class is the checkpoint's copy of ours.
-        raise ItemError(index, getattr(error, "item", None), getattr(error, "reason", str(error))) from error
+    return _Encoding(model, listed, instruction).run(batch_tokens, show_progress_bar)
 
 
-def load(model: str | Path, **kwargs: Any) -> "SentenceTransformer":
+def load(model: str | Path, *, dtype: str | torch.dtype | None = None, **kwargs: Any) -> SentenceTransformer:
     """Load a U-MARVEL checkpoint (folder or Hub id) as ``SentenceTransformer``; ``kwargs`` as there.
+
+    Args:
+        dtype: Of the weights. None: as they are stored; ``"auto"``: what this hardware multiplies fastest
+            (:func:`fastest_dtype`); or a type, such as ``"bfloat16"``.
 
     Raises:
         ValueError: It is another kind of model.
     """
-    from umarvel_hf._torchvision import ensure_torchvision
-
-    ensure_torchvision()
-    from sentence_transformers import SentenceTransformer
-
+    if dtype is not None:
+        chosen = fastest_dtype(kwargs.get("device")) if dtype == "auto" else dtype
+        kwargs["model_kwargs"] = {**(kwargs.get("model_kwargs") or {}), "dtype": chosen}
     embedder = SentenceTransformer(str(model), trust_remote_code=True, **kwargs)
-    kind = getattr(getattr(getattr(embedder[0], "model", None), "config", None), "model_type", None)
-    if kind != "umarvel":
+    if (kind := _kind(embedder)) != "umarvel":
         raise ValueError(
             f"{model} is no U-MARVEL checkpoint (its model type is {kind!r}). Make one of it: "
             f"`umarvel new {model} OUT`."
@@ -94,87 +102,192 @@ def load(model: str | Path, **kwargs: Any) -> "SentenceTransformer":
     return embedder
 
 
-def fingerprint(model: Any) -> dict[str, str]:
-    """What shapes the vectors of a model, besides its inputs: equal where the same vectors come out.
+def fastest_dtype(device: str | torch.device | None = None) -> torch.dtype:
+    """The type in which a device multiplies matrices fastest, of those that trained weights keep their meaning in.
 
-    Where a checkpoint lies does not count. The weights are hashed as they are stored, a tensor at a time.
-
-    Args:
-        model: A ``SentenceTransformer``; of any other encoder only the class is known.
+    On CUDA that is bfloat16 where it is native, on other accelerators float32. Processors differ: some that know
+    bfloat16 are three times as fast in it, some half as fast, so on a CPU both are tried (for some ten milliseconds).
     """
-    from umarvel_hf._torchvision import ensure_torchvision
-
-    ensure_torchvision()
-    from sentence_transformers import SentenceTransformer
-
-    if not isinstance(model, SentenceTransformer):
-        return {"encoder": f"{type(model).__module__}.{type(model).__qualname__}"}
-    modules: list[Any] = list(model)
-    processor, config = modules[0].processor, modules[0].model.config
-    kinds = [kind for kind in ("image", "video") if getattr(processor, f"{kind}_processor", None) is not None]
-    media = {kind: getattr(processor, f"{kind}_processor").to_dict() for kind in kinds}
-    tokenizer = json.loads(getattr(processor, "tokenizer", processor).backend_tokenizer.to_str())
-    settings = {
-        "modules": [(type(module).__name__, module.get_config_dict()) for module in modules],
-        "config": config.to_dict(),
-        "media": media,
-        "chat_template": getattr(processor, "chat_template", None),
-        # Padding and truncation are set anew by every call.
-        "tokenizer": {name: part for name, part in tokenizer.items() if name not in ("padding", "truncation")},
-        "lengths": [model.max_seq_length, model.truncate_dim],
-        "prompts": [model.prompts, model.default_prompt_name],
-    }
-    return {
-        "weights": weights_digest(model),
-        "code": _digest(_code(model)),
-        "settings": _digest([json.dumps(_placeless(settings), sort_keys=True, default=str).encode()]),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": str(config._attn_implementation),
-        **{f"{kind} limits": _limits(one) for kind, one in media.items()},
-        **{name: version(name) for name in ("transformers", "sentence-transformers")},
-    }
+    kind = torch.device(device or get_device_name()).type
+    if kind == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
+    if kind != "cpu":
+        return torch.float32
+    gain = _seconds_of_a_product(torch.float32) / _seconds_of_a_product(torch.bfloat16)
+    return torch.bfloat16 if gain >= PAYS else torch.float32
 
 
-def _digest(parts: Iterable[bytes | memoryview]) -> str:
-    checksum = hashlib.sha256()
-    for part in parts:
-        checksum.update(part)
-    return checksum.hexdigest()[:16]
+def tokens_for(device: str | torch.device) -> int:
+    """Tokens of a batch that suit a device."""
+    return TOKENS_ON_A_CPU if torch.device(device).type == "cpu" else TOKENS_ELSEWHERE
 
 
-def weights_digest(model: "nn.Module") -> str:
-    """A checksum of names, types, shapes and values of all weights, 16 characters."""
-    return _digest(_weights(model))
+def can_encode(model: Any) -> bool:
+    """Whether :func:`encode` takes a model: a U-MARVEL ``SentenceTransformer`` whose weights are whole on its device.
+
+    What is split over several devices is computed in step by all of them, which batches of one's own would break.
+    """
+    if _kind(model) != "umarvel":
+        return False
+    return not any(isinstance(one, DTensor) for one in model.parameters())
 
 
-def _weights(model: "nn.Module") -> Iterable[bytes | memoryview]:
-    import torch
-
-    for name, tensor in sorted(model.state_dict().items()):
-        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-        # As bytes, since numpy has no bfloat16.
-        yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+def _kind(model: Any) -> Any:
+    try:
+        return model[0].model.config.model_type
+    except (AttributeError, IndexError, KeyError, TypeError):
+        return None
 
 
-def _code(model: "SentenceTransformer") -> Iterable[bytes]:
-    """The sources that came with the checkpoint, or those of ours in their place, by name."""
-    kinds = {type(module) for module in model.modules()}
-    ours = {kind for kind in kinds if kind.__module__.startswith(("transformers_modules.", "umarvel_hf."))}
-    folders = {Path(inspect.getfile(kind)).parent for kind in ours}
-    sources = {path.name: path for folder in sorted(folders) for path in sorted(folder.glob("*.py"))}
-    for name, path in sorted(sources.items()):
-        yield name.encode()
-        yield path.read_bytes()
+def _listed(items: Sequence[Any] | np.ndarray) -> list[Any]:
+    if isinstance(items, np.ndarray) and items.dtype.kind in "UO":
+        return list(items.tolist())
+    # An array of pixels would fall into its rows, a set has no order.
+    single = isinstance(items, str | dict) or hasattr(items, "__array__")
+    if single or not hasattr(items, "__len__") or not hasattr(items, "__getitem__"):
+        raise TypeError(f"items is a {type(items).__name__}; give a list of items, also for a single one.")
+    return list(items)
 
 
-def _placeless(value: Any) -> Any:
-    """Without what says where a checkpoint came from, or stands in the fingerprint under its own name."""
-    if isinstance(value, dict):
-        left_out = ("_name_or_path", "_commit_hash", "transformers_version", "auto_map", "dtype")
-        return {str(name): _placeless(one) for name, one in value.items() if name not in left_out}
-    return [_placeless(one) for one in value] if isinstance(value, list | tuple) else value
+def _instruction(model: SentenceTransformer, prompt: str | None, prompt_name: str | None) -> str | None:
+    """The instruction as the host chooses it."""
+    name = prompt_name or model.default_prompt_name
+    if prompt is not None or name is None:
+        return prompt
+    if name not in model.prompts:
+        raise ValueError(f"prompt_name is {name!r}, but the checkpoint holds {', '.join(map(repr, model.prompts))}.")
+    return str(model.prompts[name])
 
 
-def _limits(processor: dict[str, Any]) -> str:
-    names = ("size", "max_image_size", "min_pixels", "max_pixels", "fps", "num_frames", "min_frames", "max_frames")
-    return ", ".join(f"{name} {processor[name]}" for name in names if processor.get(name) is not None)
+class _Encoding:
+    """One call of :func:`encode`."""
+
+    def __init__(self, model: SentenceTransformer, items: list[Any], instruction: str | None) -> None:
+        if not can_encode(model):
+            raise ValueError(
+                f"{type(model).__name__} is no U-MARVEL checkpoint in one piece; give what `load` returns."
+            )
+        self._model, self._inner = model, model.eval()[0].model
+        self._items, self._instruction = items, instruction
+        self._counted = TokenCounter(model[0]).count(items, instruction)
+        self._packed = can_pack(self._inner)
+        # On a CPU the model itself takes all cores: one thread is as much as there is to win.
+        self._threads = 1 if model.device.type == "cpu" else min(MOST_THREADS, os.cpu_count() or 1)
+        self._own = threading.local()
+
+    def run(self, batch_tokens: int | None, show_progress_bar: bool) -> np.ndarray:
+        tokens = batch_tokens or tokens_for(self._model.device)
+        left, parts = np.arange(len(self._items)), {}
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(patches_as_products(self._inner.vlm))
+            if self._packed:
+                stack.enter_context(packed_attention(self._inner))
+            bar = stack.enter_context(tqdm(total=len(left), desc="items", disable=not show_progress_bar))
+            while len(left):
+                try:
+                    for batch, vectors in self._embedded(left, tokens):
+                        parts.update(zip(batch.tolist(), vectors, strict=True))
+                        bar.update(len(batch))
+                except torch.OutOfMemoryError:
+                    left = np.array([at for at in left if at not in parts])
+                    tokens = self._halved(tokens, left)
+                else:
+                    break
+        return np.stack([parts[at] for at in range(len(self._items))])
+
+    def _halved(self, tokens: int, left: np.ndarray) -> int:
+        """Half the tokens of a batch; where the longest item already was alone, the error stands."""
+        longest = int(self._counted.counts[left].max())
+        if tokens <= longest:
+            raise
+        torch.cuda.empty_cache()
+        tokens = max(tokens // 2, longest)
+        logger.warning(
+            "the device's memory does not hold a batch; %d items are left, now with batch_tokens=%d", len(left), tokens
+        )
+        return tokens
+
+    def _embedded(self, left: np.ndarray, tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Positions and vectors of every batch, in whatever order they are ready."""
+        alone, is_text = self._counted.alone[left], np.array([self._counted.ids[at] is not None for at in left])
+        texts, media = (
+            deque(own[batch] for batch in plan(self._counted.counts[own], tokens, packed=self._packed))
+            for own in (left[is_text], left[~is_text & ~alone])
+        )
+        media.extendleft(left[alone][:, None])
+        if len(media) < 2:  # there is nothing to be ahead of
+            for batch in media:
+                yield batch, self._embed(self._preprocess(batch, self._model[0]))
+            media.clear()
+        waiting: dict[Future[dict[str, Any]], np.ndarray] = {}
+        pool = ThreadPoolExecutor(self._threads, initializer=self._become_a_thread)
+        try:
+            while media or waiting or texts:
+                while media and len(waiting) < self._threads + AHEAD:
+                    batch = media.popleft()
+                    waiting[pool.submit(self._preprocess, batch)] = batch
+                ready = next((one for one in waiting if one.done()), None)
+                if ready is not None:
+                    yield waiting.pop(ready), self._embed(ready.result())
+                elif texts:  # while nothing that was decoded waits
+                    batch = texts.popleft()
+                    yield batch, self._embed(self._padded(batch))
+                else:
+                    wait(waiting, return_when=FIRST_COMPLETED)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _become_a_thread(self) -> None:
+        torch.set_num_threads(1)
+        module = self._model[0]
+        if self._threads > 1:  # a fast tokenizer raises where two threads set it up at a time
+            module = copy(module)
+            module.processor = deepcopy(module.processor)
+        self._own.module = module
+
+    def _preprocess(self, batch: np.ndarray, module: Any = None) -> dict[str, Any]:
+        """Decode and process the items of a batch."""
+        given = [self._items[at] for at in batch]
+        try:
+            features: dict[str, Any] = (module or self._own.module).preprocess(given, prompt=self._instruction)
+            return features
+        except ValueError as error:
+            index = getattr(error, "index", None)
+            if index is None:
+                raise
+            # Its class is the checkpoint's copy of ours.
+            place, reason = int(batch[index]), getattr(error, "reason", str(error))
+            raise ItemError(place, self._items[place], reason) from error
+
+    def _padded(self, batch: np.ndarray) -> dict[str, Any]:
+        """What the processor makes of texts, from the tokens that were counted."""
+        tokenizer = self._model[0].processor.tokenizer
+        side = tokenizer.padding_side
+        rows = [torch.from_numpy(self._counted.ids[at]).long() for at in batch]  # type: ignore[arg-type]
+        ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id, padding_side=side)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
+        return {"input_ids": ids, "attention_mask": mask, "modality": "message"}
+
+    def _embed(self, features: dict[str, Any]) -> np.ndarray:
+        """The vectors of a batch, (B, D) float32."""
+        features = seen_once(self._inner.vlm, batch_to_device(features, self._model.device))
+        if self._packed:
+            features["sentence_embedding"] = embed_packed(self._inner, features)
+            for module in list(self._model)[1:]:
+                features = module(features)
+        else:
+            features = self._model(features)
+        vectors: np.ndarray = features["sentence_embedding"].float().cpu().numpy()
+        return vectors[:, : self._model.truncate_dim]
+
+
+def _seconds_of_a_product(dtype: torch.dtype) -> float:
+    left, right = torch.ones(512, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+    seconds = []
+    for _ in range(4):
+        started = time.perf_counter()
+        torch.nn.functional.linear(left, right)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

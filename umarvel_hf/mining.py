@@ -20,7 +20,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from umarvel_hf.data import CANDIDATE_MODALITY, MODALITIES, Candidate, Item, MBeir, Pool, Query
-from umarvel_hf.encoding import fingerprint
+from umarvel_hf.fingerprint import fingerprint
 from umarvel_hf.negatives import MinedList, NegativeTable, table_writer
 from umarvel_hf.records import Ids
 from umarvel_hf.search import PAIRS, SCALE, Encoder, Search, encode_store, exact_scores, inputs_digest, search_store
@@ -91,7 +91,7 @@ def mine(
     pools: Mapping[str, Mapping[str, np.ndarray | None]] | None = None,
     depth: int = 100,
     memory: int = MEMORY,
-    batch_size: int = 32,
+    batch_tokens: int | None = None,
     vectors: Path | None = None,
     made_by: Mapping[str, str] | None = None,
     facts: Mapping[str, str] | None = None,
@@ -109,7 +109,7 @@ def mine(
         depth: Candidates of a list; fewer only where the pool has no more.
         memory: Bytes that queries, results and blocks of the search may take together.
         vectors: Folder of the vectors, which stay there. None: one in ``out``, removed once the tables are there.
-        made_by: What shapes a vector; None: :func:`umarvel_hf.encoding.fingerprint`.
+        made_by: What shapes a vector; None: :func:`umarvel_hf.fingerprint.fingerprint`.
         facts: What else the tables shall say of how they were made.
 
     Raises:
@@ -133,7 +133,12 @@ def mine(
     folder /= _sha256(candidates.dids.tobytes())[:12]  # nor what was encoded for other queries
     first = PartialState().is_main_process
     encode = partial(
-        _encode, encoder, made_by=made_by, root=candidates.root, batch_size=batch_size, show_progress_bar=show_progress
+        _encode,
+        encoder,
+        made_by=made_by,
+        root=candidates.root,
+        batch_tokens=batch_tokens,
+        show_progress_bar=show_progress,
     )
     if not all(path.is_file() for path, _ in files.values()):
         with _meeting() as wait:

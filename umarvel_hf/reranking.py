@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from umarvel_hf.data import Item, Query, as_item, format_string
-from umarvel_hf.encoding import weights_digest
+from umarvel_hf.fingerprint import weights_digest
 from umarvel_hf.search import Ranking, best_first
 from umarvel_hf.store import whole_file
 

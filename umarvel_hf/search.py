@@ -34,7 +34,6 @@ class Encoder(Protocol):
         inputs: Sequence[Item],
         *,
         prompt: str | None = None,
-        batch_size: int = 32,
         show_progress_bar: bool | None = None,
     ) -> np.ndarray:
         """Return (N, D) float32 unit vectors, one per item and in their order; ``prompt`` is the instruction."""
@@ -68,13 +67,26 @@ def embed(
     items: Sequence[Item],
     *,
     instruction: str | None = None,
-    batch_size: int = 32,
-    show_progress_bar: bool | None = False,
+    batch_tokens: int | None = None,
+    show_progress_bar: bool = False,
 ) -> np.ndarray:
-    """Encode items and check what came back. Returns (N, D) float32."""
-    embeddings = encoder.encode(
-        list(items), prompt=instruction, batch_size=batch_size, show_progress_bar=show_progress_bar
-    )
+    """Encode items and check what came back: (N, D) float32.
+
+    A U-MARVEL checkpoint encodes by :func:`umarvel_hf.encoding.encode`; ``batch_tokens`` is for it alone.
+    """
+    from umarvel_hf.encoding import can_encode, encode  # here, for fakes and files of results are searched without it
+
+    if can_encode(encoder):
+        embeddings = encode(
+            encoder, items, prompt=instruction, batch_tokens=batch_tokens, show_progress_bar=show_progress_bar
+        )
+    elif batch_tokens is not None:
+        raise ValueError(
+            f"batch_tokens is {batch_tokens}, but {type(encoder).__name__} is no U-MARVEL checkpoint in one piece and "
+            "makes batches of its own. Leave it out."
+        )
+    else:
+        embeddings = encoder.encode(list(items), prompt=instruction, show_progress_bar=show_progress_bar)
     embeddings = np.asarray(embeddings, dtype=np.float32)
     if embeddings.ndim != 2 or len(embeddings) != len(items):
         raise ValueError(
@@ -112,16 +124,16 @@ def encode_store(
     instructions: str | Sequence[str] | None = None,
     made_by: Mapping[str, str],
     root: Path | None = None,
-    batch_size: int = 32,
+    batch_tokens: int | None = None,
     shard_rows: int = SHARD_ROWS,
-    show_progress_bar: bool | None = False,
+    show_progress_bar: bool = False,
 ) -> VectorStore:
     """Encode items into a store, a shard at a time; stopped anywhere and called again, it goes on.
 
     Args:
         items: Anything with a length whose slices are lists of items; a shard of them is asked for at a time.
         instructions: One for all items, or one for each.
-        made_by: What shapes a vector besides item and instruction, such as :func:`umarvel_hf.encoding.fingerprint`.
+        made_by: What shapes a vector besides item and instruction, such as :func:`umarvel_hf.fingerprint.fingerprint`.
         root: Paths of pictures count from here, so that a folder that was moved is still the same data.
 
     Raises:
@@ -134,7 +146,7 @@ def encode_store(
             f"{len(ids):,} ids, {len(items):,} items and {len(told):,} instructions. Pass one id and one instruction "
             "per item, or one instruction for all."
         )
-    options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
+    options: dict[str, Any] = {"batch_tokens": batch_tokens, "show_progress_bar": show_progress_bar}
 
     def encode(rows: slice) -> np.ndarray:
         batch, groups = items[rows], dict[str | None, list[int]]()

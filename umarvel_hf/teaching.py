@@ -28,7 +28,6 @@ def score_table(
     top: int,
     weight: float,
     out: str | Path,
-    batch_size: int = 32,
 ) -> NegativeTable:
     """Judge the positives and the first ``top`` candidates of every list.
 
@@ -74,7 +73,7 @@ def score_table(
             if path.is_file():
                 NegativeTable.open(path, facts)  # refused now, and not once all others are judged
             else:
-                answers = _ask(reranker, benchmark, part, [queries[one.qid] for one in part], top, batch_size)
+                answers = _ask(reranker, benchmark, part, [queries[one.qid] for one in part], top)
                 NegativeTable.write(path, map(_scored, part, answers, [weight] * len(part)), facts)
             logger.info("%s: part %s of %s is judged", out, f"{number + 1:,}", f"{len(parts):,}")
         state.wait_for_everyone()
@@ -87,7 +86,7 @@ def score_table(
 
 
 def _ask(
-    reranker: Reranker, benchmark: MBeir, lists: list[MinedList], queries: list[Query], top: int, batch_size: int
+    reranker: Reranker, benchmark: MBeir, lists: list[MinedList], queries: list[Query], top: int
 ) -> list[np.ndarray]:
     """(P + A,) answers a list, about its positives and its first candidates."""
     pool = benchmark.union_pool("train")
@@ -98,7 +97,7 @@ def _ask(
         prompts = benchmark.prompts(query, candidates[0].modality)
         asked.append(reranker_query(query, random.Random(one.qid).choice(prompts)))
         shown.append([candidate.item for candidate in candidates])
-    return judge_pairs(reranker, asked, shown, batch_size=batch_size)
+    return judge_pairs(reranker, asked, shown)
 
 
 def _scored(one: MinedList, answers: np.ndarray, weight: float) -> MinedList:

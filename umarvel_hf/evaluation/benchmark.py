@@ -53,7 +53,7 @@ def evaluate_benchmark(
     vectors: str | Path | None = None,
     runs: str | Path | None = None,
     memory: int = MEMORY,
-    batch_size: int = 32,
+    batch_tokens: int | None = None,
     show_progress: bool = False,
     settings: Mapping[str, str] | None = None,
 ) -> Result:
@@ -93,13 +93,13 @@ def evaluate_benchmark(
         prompting=Prompting(instructions, seed, gold_modality),
         vectors=Path(vectors) if vectors is not None else None,
         memory=memory,
-        batch_size=batch_size,
+        batch_tokens=batch_tokens,
         show_progress=show_progress,
     )
     systems: list[Systems] = [{MODEL: found.rankings[0]} for found in retrieval.found]
     started = time.perf_counter()
     if reranker is not None and fusion is not None:
-        add_reranked(reranker, fusion, retrieval, systems, batch_size=batch_size, show_progress=show_progress)
+        add_reranked(reranker, fusion, retrieval, systems, show_progress=show_progress)
         retrieval.seconds["re-ranking"] = time.perf_counter() - started
     started = time.perf_counter()
     if baselines if baselines is not None else suite == "emoji":
@@ -121,7 +121,7 @@ def evaluate_benchmark(
             "split": split,
             "instructions": f"seeded, {seed}" if instructions == "seeded" else instructions,
             "candidate modality": "of the right answer" if gold_modality else "of the task",
-            "batch size": str(batch_size),
+            "batch tokens": str(batch_tokens or "by device"),
             **retrieval.made_by,
             **_versions(),
         },

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from umarvel_hf.checkpoint import knows_pixels, limit_pixels
 from umarvel_hf.data import MBeir, Task
-from umarvel_hf.encoding import fingerprint
 from umarvel_hf.evaluation.metrics import judge, measure
 from umarvel_hf.evaluation.pools import Candidates
 from umarvel_hf.evaluation.results import aligned, own_metric
@@ -30,6 +29,7 @@ from umarvel_hf.evaluation.retrieval import (
     encode_queries,
     vectors_folder,
 )
+from umarvel_hf.fingerprint import fingerprint
 from umarvel_hf.search import Encoder, Ranking, best_first, embed
 from umarvel_hf.store import whole_file
 
@@ -40,7 +40,7 @@ PRECISIONS: dict[str, Callable[[int], Any]] = {  # from a dimension to an empty 
 }
 LEAST_DIMENSION = 16  # of those that are tried by themselves
 ROWS = 65_536  # vectors read from the store at a time
-TIMED_BATCHES, TIMED_QUERIES, REPEATS = 8, 50, 3
+TIMED, TIMED_AT_ONCE, TIMED_QUERIES, REPEATS = 8, 32, 50, 3
 FORMAT = 1
 
 
@@ -76,7 +76,7 @@ def measure_frontier(
     precisions: Sequence[str] = tuple(PRECISIONS),
     max_pixels: Sequence[int] | None = None,
     vectors: str | Path | None = None,
-    batch_size: int = 32,
+    batch_tokens: int | None = None,
     memory: int = MEMORY,
     show_progress: bool = False,
 ) -> list[FrontierPoint]:
@@ -106,7 +106,7 @@ def measure_frontier(
         for limit in tqdm(limits, "image pixels", disable=not show_progress):
             with image_pixels(encoder, limit) as (own, pixels):
                 place = folder if pixels == own else folder / f"pixels-{pixels}"
-                encoded = _Encoded(encoder, benchmark, chosen, split, place, batch_size, show_progress)
+                encoded = _Encoded(encoder, benchmark, chosen, split, place, batch_tokens, show_progress)
             whole = encoded.store.dimension
             for dimension in dimensions or halves(whole):
                 if not 1 <= dimension <= whole:
@@ -202,22 +202,22 @@ class _Encoded:
         tasks: Sequence[Task],
         split: str,
         folder: Path,
-        batch_size: int,
+        batch_tokens: int | None,
         show_progress: bool,
     ) -> None:
         self.candidates = Candidates(benchmark, tasks, split, union=True)
         made_by = fingerprint(encoder)
         self.store = self.candidates.encode(
-            encoder, folder, made_by=made_by, batch_size=batch_size, show_progress=show_progress
+            encoder, folder, made_by=made_by, batch_tokens=batch_tokens, show_progress=show_progress
         )
         self._asked: list[tuple[Found, np.ndarray]] = []  # queries are (Q, D) float32
         for task in tasks:
             found = ask(benchmark, self.candidates, task, split, Prompting())
             queries = encode_queries(
-                encoder, benchmark, found, found.instructions[0], folder, made_by, split, batch_size
+                encoder, benchmark, found, found.instructions[0], folder, made_by, split, batch_tokens
             )
             self._asked.append((found, queries.astype(np.float32)))
-        self._encode_ms = self._timed(encoder, batch_size)
+        self._encode_ms = self._timed(encoder, batch_tokens)
 
     def point(self, precision: str, dimension: int, pixels: int | None, memory: int) -> FrontierPoint:
         """Search all pools in a precision and dimension."""
@@ -239,13 +239,13 @@ class _Encoded:
             search_ms=union.milliseconds(np.concatenate([queries for _, queries in self._asked])),
         )
 
-    def _timed(self, encoder: Encoder, batch_size: int) -> float:
-        """The median over batches, each of items drawn anew from the pools, as many at a time as in encoding."""
-        count = min(len(self.candidates.distinct), TIMED_BATCHES * batch_size)
+    def _timed(self, encoder: Encoder, batch_tokens: int | None) -> float:
+        """The median over groups of items, each drawn anew from the pools."""
+        count = min(len(self.candidates.distinct), TIMED * TIMED_AT_ONCE)
         drawn = np.random.default_rng(0).choice(self.candidates.distinct, count, replace=False)
         items = [one.item for one in self.candidates.at(drawn)]
-        batches = [items[start : start + batch_size] for start in range(0, count, batch_size)]
-        times = [_seconds(partial(embed, encoder, batch, batch_size=batch_size)) / len(batch) for batch in batches]
+        groups = [items[start : start + TIMED_AT_ONCE] for start in range(0, count, TIMED_AT_ONCE)]
+        times = [_seconds(partial(embed, encoder, group, batch_tokens=batch_tokens)) / len(group) for group in groups]
         return 1000 * statistics.median(times)
 
 

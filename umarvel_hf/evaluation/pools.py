@@ -95,7 +95,13 @@ class Candidates:
         return MODALITIES[self.modalities[self._ids.positions([did])[0]]]
 
     def encode(
-        self, encoder: Encoder, folder: Path, *, made_by: Mapping[str, str], batch_size: int, show_progress: bool
+        self,
+        encoder: Encoder,
+        folder: Path,
+        *,
+        made_by: Mapping[str, str],
+        batch_tokens: int | None = None,
+        show_progress: bool = False,
     ) -> StoreChain:
         """Encode every did once, one store a pool below ``folder``; what stands there already is taken."""
         stores: list[VectorStore] = []
@@ -104,7 +110,7 @@ class Candidates:
                 store = fill_store(
                     folder / part.name,
                     part.pool.dids,
-                    partial(self._vectors, part, StoreChain(stores), partial(_embed, encoder, batch_size, bar)),
+                    partial(self._vectors, part, StoreChain(stores), partial(_embed, encoder, batch_tokens, bar)),
                     made_by={**made_by, "prompt": ""},
                     digest=partial(self._digest, part),
                 )
@@ -146,9 +152,9 @@ class Candidates:
             )
 
 
-def _embed(encoder: Encoder, batch_size: int, bar: "tqdm[Never]", items: list[Item]) -> np.ndarray:
+def _embed(encoder: Encoder, batch_tokens: int | None, bar: "tqdm[Never]", items: list[Item]) -> np.ndarray:
     parts = []
     for start in range(0, len(items), CHUNK):
-        parts.append(embed(encoder, items[start : start + CHUNK], batch_size=batch_size))
+        parts.append(embed(encoder, items[start : start + CHUNK], batch_tokens=batch_tokens))
         bar.update(len(parts[-1]))
     return np.concatenate(parts)

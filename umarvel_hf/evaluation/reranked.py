@@ -38,7 +38,7 @@ def fit_fusion(
     gold_modality: bool = True,
     vectors: str | Path | None = None,
     memory: int = MEMORY,
-    batch_size: int = 32,
+    batch_tokens: int | None = None,
     show_progress: bool = False,
 ) -> Fusion:
     """Find the weight of the re-ranker's answers that gives the best mean over the tasks of a validation split.
@@ -69,12 +69,12 @@ def fit_fusion(
         prompting=Prompting(gold_modality=gold_modality),
         vectors=Path(vectors) if vectors is not None else None,
         memory=memory,
-        batch_size=batch_size,
+        batch_tokens=batch_tokens,
         show_progress=show_progress,
     )
     scores: dict[float, list[float]] = {weight: [] for weight in WEIGHTS}
     for found in tqdm(retrieval.found, "fitting the weight", disable=not show_progress):
-        answers = _ask(reranker, retrieval, found, top, batch_size)
+        answers = _ask(reranker, retrieval, found, top)
         for weight, means in scores.items():
             lists = retrieval.dids(_fused(retrieval, found, answers, weight)["local"])
             metric = own_metric(found.task)
@@ -96,17 +96,16 @@ def add_reranked(
     retrieval: Retrieval,
     systems: list[Systems],
     *,
-    batch_size: int,
     show_progress: bool,
 ) -> None:
     """Put the re-ranked lists beside the model's."""
     bar = tqdm(retrieval.found, "re-ranking", disable=not show_progress)
     for found, rankings in zip(bar, systems, strict=True):
-        answers = _ask(reranker, retrieval, found, fusion.top, batch_size)
+        answers = _ask(reranker, retrieval, found, fusion.top)
         rankings[RERANKED] = _fused(retrieval, found, answers, fusion.weight)
 
 
-def _ask(reranker: Reranker, retrieval: Retrieval, found: Found, top: int, batch_size: int) -> dict[str, np.ndarray]:
+def _ask(reranker: Reranker, retrieval: Retrieval, found: Found, top: int) -> dict[str, np.ndarray]:
     """By pool, (Q, DEPTH): what the re-ranker says of the first ``top``, 0 behind them. A pair is judged once."""
     first = retrieval.candidates.first
     rankings = {pool: np.where(one.positions < 0, -1, first[one.positions]) for pool, one in found.rankings[0].items()}
@@ -118,7 +117,7 @@ def _ask(reranker: Reranker, retrieval: Retrieval, found: Found, top: int, batch
         ]
         queries = [reranker_query(found.queries[row], found.instructions[0][row]) for row in rows]
         candidates = [[one.item for one in retrieval.candidates.at(at)] for at in positions]
-        said = judge_pairs(reranker, queries, candidates, batch_size=batch_size)
+        said = judge_pairs(reranker, queries, candidates)
         for row, at, values in zip(rows, positions, said, strict=True):
             for pool, ranking in rankings.items():
                 own = ranking[row, :top]

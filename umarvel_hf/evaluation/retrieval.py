@@ -15,9 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from umarvel_hf.data import CANDIDATE_MODALITY, MBeir, Query, Task
-from umarvel_hf.encoding import fingerprint
 from umarvel_hf.evaluation.pools import Candidates
 from umarvel_hf.evaluation.results import MBEIR_TASKS
+from umarvel_hf.fingerprint import fingerprint
 from umarvel_hf.search import Encoder, Ranking, Search, encode_store, search_store
 
 SUITES = ("m-beir", "emoji")
@@ -147,7 +147,7 @@ def retrieve_all(
     prompting: Prompting,
     vectors: Path | None,
     memory: int,
-    batch_size: int,
+    batch_tokens: int | None,
     show_progress: bool,
 ) -> Retrieval:
     """Encode every candidate and query once, then search all pools in one pass over the candidates' vectors.
@@ -163,7 +163,9 @@ def retrieve_all(
     made_by = fingerprint(encoder)
     opened = time.perf_counter()
     with vectors_folder(vectors) as folder:
-        store = candidates.encode(encoder, folder, made_by=made_by, batch_size=batch_size, show_progress=show_progress)
+        store = candidates.encode(
+            encoder, folder, made_by=made_by, batch_tokens=batch_tokens, show_progress=show_progress
+        )
         if vectors is not None:
             logger.info("vectors of %d candidates stand in %s", len(candidates.distinct), folder)
         encoded = time.perf_counter()
@@ -171,7 +173,7 @@ def retrieve_all(
         for asked in tqdm(found, "queries", disable=not show_progress):
             at = {"local": candidates.local(asked.task), "union": candidates.distinct}
             for number, instructions in enumerate(asked.instructions):
-                queries = encode_queries(encoder, benchmark, asked, instructions, folder, made_by, split, batch_size)
+                queries = encode_queries(encoder, benchmark, asked, instructions, folder, made_by, split, batch_tokens)
                 searches[f"{asked.task.name} {number}"] = Search(queries, {pool: at[pool] for pool in pools})
         asked_at = time.perf_counter()
         taken = sum(search.queries.nbytes for search in searches.values())
@@ -206,7 +208,7 @@ def encode_queries(
     folder: Path,
     made_by: Mapping[str, str],
     split: str,
-    batch_size: int,
+    batch_tokens: int | None,
 ) -> np.ndarray:
     """Encode the queries of a task into a store below ``folder``. Returns (Q, D) float16."""
     prompt = hashlib.sha256("\n".join(instructions).encode()).hexdigest()[:12]
@@ -218,7 +220,7 @@ def encode_queries(
         instructions=instructions,
         made_by={**made_by, "prompt": prompt},
         root=benchmark.root,
-        batch_size=batch_size,
+        batch_tokens=batch_tokens,
     )
     return np.concatenate([np.array(block) for _, block in store.blocks(len(store))])
 

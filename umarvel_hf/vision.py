@@ -1,0 +1,96 @@
+"""What pictures cost: each is seen once, and patches are embedded as the matrix product that they are."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+COLUMNS = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
+
+
+def seen_once(vlm: nn.Module, features: dict[str, Any]) -> dict[str, Any]:
+    """Features in which pictures, or films, that are there several times went through the vision tower once.
+
+    Pixels of what is repeated are replaced by what the tower says, under the host's ``mm_encoder_outputs``. Batches
+    without repetitions, and those of processors that do not flatten pixels into patches, stay as they are.
+    """
+    outputs = {}
+    for kind, (pixels, grid) in COLUMNS.items():
+        if pixels in features and grid in features and features[pixels].ndim == 2:
+            first, which = distinct(features[pixels], features[grid])
+            if len(first) < len(which):
+                outputs[kind] = _look(vlm, kind, features[pixels], features[grid], first, which)
+    if not outputs:
+        return features
+    for kind, (pixels, grid) in COLUMNS.items():  # the host takes pixels or outputs, not some of each
+        if pixels in features and kind not in outputs:
+            every = list(range(len(features[grid])))
+            outputs[kind] = _look(vlm, kind, features[pixels], features[grid], every, every)
+    kept = {name: value for name, value in features.items() if not name.startswith("pixel_values")}
+    return kept | {"mm_encoder_outputs": outputs}
+
+
+def distinct(pixels: Tensor, grids: Tensor) -> tuple[list[int], list[int]]:
+    """Which pictures differ.
+
+    Args:
+        pixels: (P, F), patches of all pictures one after the other.
+        grids: (N, 3), patches of every picture in time, height and width.
+
+    Returns:
+        Of all that differ the first place of each, and for every picture (N) which of these it is.
+    """
+    pieces = pixels.split(grids.prod(dim=1).tolist())
+    marks = torch.stack([piece[:: max(1, len(piece) // 16)].double().sum() for piece in pieces]).tolist()
+    known: dict[tuple[Any, ...], list[int]] = {}
+    first: list[int] = []
+    which: list[int] = []
+    for at, (shape, mark) in enumerate(zip(grids.tolist(), marks, strict=True)):
+        alike = known.setdefault((*shape, mark), [])
+        same = next((one for one in alike if torch.equal(pieces[first[one]], pieces[at])), None)
+        if same is None:
+            same = len(first)
+            alike.append(same)
+            first.append(at)
+        which.append(same)
+    return first, which
+
+
+def _look(vlm: Any, kind: str, pixels: Tensor, grids: Tensor, first: list[int], which: list[int]) -> Any:
+    """The tower's output for all pictures, computed for the first of each."""
+    pieces = pixels.split(grids.prod(dim=1).tolist())
+    look = getattr(vlm, f"get_{kind}_features")
+    output = look(torch.cat([pieces[at] for at in first]), grids[first], return_dict=True)
+    output.pooler_output = [output.pooler_output[at] for at in which]
+    if getattr(output, "deepstack_features", None) is not None:
+        output.deepstack_features = [[layer[at] for at in which] for layer in output.deepstack_features]
+    return output
+
+
+@contextmanager
+def patches_as_products(vlm: nn.Module) -> Iterator[None]:
+    """Embed patches by a matrix product where a convolution meets patches of exactly its own size.
+
+    The same sums; a CPU's convolution takes seven times as long for them, and so do some GPUs' in half precision.
+    """
+    kinds = (nn.Conv2d, nn.Conv3d)
+    found = [one for one in vlm.modules() if type(one) in kinds and one.groups == 1 and "forward" not in vars(one)]  # type: ignore[comparison-overlap]
+    for one in found:
+        one.forward = partial(_patches, one)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for one in found:
+            del one.forward
+
+
+def _patches(convolution: Any, pixels: Tensor) -> Tensor:
+    if pixels.shape[2:] != convolution.kernel_size or any(convolution.padding):
+        convolved: Tensor = type(convolution).forward(convolution, pixels)
+        return convolved
+    weight = convolution.weight.flatten(1)
+    product = nn.functional.linear(pixels.flatten(1), weight, convolution.bias)
+    return product.reshape(*product.shape, *[1] * len(convolution.kernel_size))
