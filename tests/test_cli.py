@@ -186,7 +186,9 @@ def test_search_looks_through_the_embedded_pictures_and_keeps_their_index(
 def evaluated(checkpoint, benchmark, tmp_path_factory):
     """The folder that `umarvel evaluate` fills from the tiny benchmark."""
     out = tmp_path_factory.mktemp("evaluated") / "run"
-    assert main(["evaluate", str(checkpoint), "--data", str(benchmark), "--out", str(out), "--batch-tokens", "200"]) == 0
+    assert (
+        main(["evaluate", str(checkpoint), "--data", str(benchmark), "--out", str(out), "--batch-tokens", "200"]) == 0
+    )
     return out
 
 

@@ -309,6 +309,35 @@ def test_cached_gradients_are_right_for_every_backbone(checkpoints, columns, fam
     close_gradients(expected, cached)
 
 
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+def test_a_frozen_vision_tower_is_asked_once_a_step(checkpoints, columns, family):
+    model = load(checkpoints(family))
+    tower, asked = model[0].model.vlm.visual, []
+    tower.register_forward_hook(lambda *_: asked.append(True))
+    tower.requires_grad_(False)
+    value, expected = gradients(InfoNCE(model), columns)
+    asked.clear()
+    loss = InfoNCE(model, mini_batch_size=2)
+    cached_value, cached = gradients(loss, columns)
+    assert cached_value == pytest.approx(value, rel=1e-5)
+    close_gradients(expected, cached)
+    once = len(asked)
+    assert once and not loss._seen._kept
+    tower.requires_grad_(True)
+    gradients(loss, columns)
+    assert len(asked) == once + 2 * once
+    assert not {"get_image_features", "get_video_features"} & set(vars(model[0].model.vlm))
+
+
+def test_mini_batches_hold_as_many_short_rows_as_have_no_more_tokens(model, pictures):
+    loss, sizes = InfoNCE(model, mini_batch_size=2), []
+    handle = model[0].register_forward_pre_hook(lambda module, given: sizes.append(len(given[0]["input_ids"])))
+    gradients(loss, [["a"] * 12, [{"image": pictures[1], "text": "long " * 40}] * 12, ["b"] * 12])
+    handle.remove()
+    rows = sizes[: len(sizes) // 2]
+    assert sum(rows) == 36 and rows.count(2) == 6 and max(rows) > 2
+
+
 def test_tokens_and_slots_of_a_batch_are_counted_once_and_only_in_training(model, pictures):
     columns = ["a dog", pictures[0], "a bench"], ["b", {"image": pictures[1], "text": "a"}, "c"]
     batch = [model.preprocess(column) for column in columns]

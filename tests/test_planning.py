@@ -98,7 +98,7 @@ def test_every_item_is_in_one_batch_that_keeps_to_the_budget(budget, packed):
 
 
 def test_padding_is_at_most_a_twentieth():
-    counts = np.random.default_rng(0).geometric(0.01, 1_000)
+    counts = np.random.default_rng(0).geometric(0.01, 10_000)
     batches = plan(counts, 16_384)
     full = [batch for batch in batches if len(batch) * counts[batch].max() > 16_384 / SMALL]
     assert full and all(padding_of(counts[batch], [np.arange(len(batch))]) <= PADDING for batch in full)

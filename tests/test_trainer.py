@@ -83,6 +83,29 @@ def test_every_backbone_trains_with_gradient_caching_and_is_saved(checkpoints, r
     assert any("visual" in name or "vision" in name for name in moved)
 
 
+def test_gradient_caching_by_length_trains_as_the_whole_batch_does(checkpoint, pictures, tmp_path):
+    texts = [f"a {'long ' * (at * 5 % 7)}text {at}" for at in range(6)]
+    items = [{"image": pictures[at % 3], "text": "red " * (at * 3 % 5)} for at in range(6)]
+    labels = [[at, 10 + at % 4, 12] for at in range(6)]  # some rows are right for others
+    rows = Dataset.from_list(
+        [
+            {"query": text, "positive": item, "label": label}
+            for text, item, label in zip(texts, items, labels, strict=True)
+        ]
+    )
+    weights = {}
+    for mini_batch_size in (None, 2):
+        model = load(checkpoint)
+        train(
+            model, rows, tmp_path / str(mini_batch_size), per_device_train_batch_size=6, max_steps=1, optim="sgd",
+            learning_rate=0.1, temperature_learning_rate=0.1, mini_batch_size=mini_batch_size,
+            prompts={"query": INSTRUCTION},
+        )  # fmt: skip
+        weights[mini_batch_size] = dict(model.named_parameters())
+    for name, weight in weights[None].items():
+        close(weights[2][name].detach(), weight.detach())
+
+
 def test_training_lowers_the_loss(checkpoint, tmp_path):
     words = ["dog", "bench", "woman", "red", "green", "circle", "square", "house"]
     rows = Dataset.from_dict({"query": [f"a {word}" for word in words], "positive": [f"the {word}" for word in words]})
