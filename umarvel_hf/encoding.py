@@ -178,7 +178,8 @@ class _Encoding:
 
     def run(self, batch_tokens: int | None, show_progress_bar: bool) -> np.ndarray:
         tokens = batch_tokens or tokens_for(self._model.device)
-        left, parts = np.arange(len(self._items)), {}
+        left, done = np.arange(len(self._items)), np.zeros(len(self._items), dtype=bool)
+        vectors: np.ndarray | None = None
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(patches_as_products(self._inner.vlm))
@@ -187,15 +188,18 @@ class _Encoding:
             bar = stack.enter_context(tqdm(total=len(left), desc="items", disable=not show_progress_bar))
             while len(left):
                 try:
-                    for batch, vectors in self._embedded(left, tokens):
-                        parts.update(zip(batch.tolist(), vectors, strict=True))
+                    for batch, embedded in self._embedded(left, tokens):
+                        if vectors is None:
+                            vectors = np.empty((len(done), embedded.shape[1]), dtype=np.float32)
+                        vectors[batch], done[batch] = embedded, True
                         bar.update(len(batch))
                 except torch.OutOfMemoryError:
-                    left = np.array([at for at in left if at not in parts])
+                    left = np.flatnonzero(~done)
                     tokens = self._halved(tokens, left)
                 else:
                     break
-        return np.stack([parts[at] for at in range(len(self._items))])
+        assert vectors is not None and done.all()
+        return vectors
 
     def _halved(self, tokens: int, left: np.ndarray) -> int:
         """Half the tokens of a batch; where the longest item already was alone, the error stands."""
