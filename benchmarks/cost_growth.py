@@ -3,12 +3,9 @@
     python benchmarks/cost_growth.py
     python benchmarks/cost_growth.py --sizes 300 1000 3000 --repetitions 1
 
-Every measurement is a process of its own: it fills a vector store with so many items (texts of the embedded data set, and
-one picture in ten), a shard at a time, then searches a store of so many random vectors for 200 queries. Below the table
-stand the slopes of a straight line through the logarithms: 1 is linear, 0 does not grow.
-
-Memory of encoding is the peak above that of a process which encoded a hundredth of the smallest size: what items, their
-plan and the store's ids take is in it. Memory of a search is what it is allowed, the store is mapped.
+Every measurement is a process of its own: it fills a vector store with so many items (texts of the embedded data set,
+and one picture in ten), a shard at a time, then searches a store of so many random vectors for 200 queries. Below the
+table stand the slopes of a straight line through the logarithms: 1 is linear, 0 does not grow.
 """
 
 import argparse
@@ -43,20 +40,20 @@ def main() -> None:
         for name, one in (("encode", encoding), ("search", searching)):
             rounds = [alone(one, size) for _ in range(arguments.repetitions)]
             measured[name].append([statistics.median(values) for values in zip(*rounds, strict=True)])
-    rows = []
-    for at, size in enumerate(arguments.sizes):
-        cells = [f"{size:,}"]
-        for name in measured:
-            seconds, memory = measured[name][at]
-            cells += [f"{seconds:.3f}", f"{size / seconds:,.0f}", f"{memory / 1e6:.0f} MB"]
-        rows.append(cells)
-    slopes = ["slope"]
-    for name in measured:
-        for values in zip(*measured[name], strict=True):
-            slopes += [f"{slope(arguments.sizes, values):.3f}", ""] if len(slopes) % 3 == 1 else [f"{slope(arguments.sizes, values):.3f}"]  # fmt: skip
+    rows = [
+        [f"{size:,}", *(cell for name in measured for cell in cells(size, *measured[name][at]))]
+        for at, size in enumerate(arguments.sizes)
+    ]
+    slopes = [slope(arguments.sizes, values) for name in measured for values in zip(*measured[name], strict=True)]
+    seconds, memory, seconds_of_search, memory_of_search = (f"{one:.3f}" for one in slopes)
+    rows.append(["slope", seconds, "", memory, seconds_of_search, "", memory_of_search])
     print(machine())
     header = ["items", "encode, s", "items/s", "peak RSS", "search, s", "vectors/s", "peak RSS"]
     print(table(header, [*rows, slopes]))
+
+
+def cells(size: int, seconds: float, memory: float) -> list[str]:
+    return [f"{seconds:.3f}", f"{size / seconds:,.0f}", f"{memory / 1e6:.0f} MB"]
 
 
 def slope(sizes: list[int], values: tuple[float, ...]) -> float:

@@ -3,9 +3,9 @@
     python benchmarks/train_step.py
     python benchmarks/train_step.py --rows 16 --chunk 4 --repetitions 2
 
-Both take steps of the same batch on the same random weights (a Qwen2-VL of 41 million with an adapter on its decoder and
-a frozen vision tower), in chunks of as many rows: queries of a picture of 224 × 224 pixels with a text of one to twelve
-captions, candidates of one to twelve captions. A step is the processor's work, the loss, and all gradients.
+Both take steps of the same batch on the same random weights (a Qwen2-VL of 41 million with an adapter on its decoder
+and a frozen vision tower), in chunks of as many rows: queries of a picture of 224 × 224 pixels with a text of one to
+twelve captions, candidates of one to twelve captions. A step is the processor's work, the loss, and all gradients.
 
 - `umarvel_hf`: `InfoNCE` over batches as `UMarvelTrainer` collates them.
 - `sentence-transformers`: `CachedMultipleNegativesRankingLoss` over batches as its trainer collates them.
@@ -65,9 +65,7 @@ def main() -> None:
         ])  # fmt: skip
     header = ["subject", "seconds", "stock ÷ subject", "rows/s", "tokens/s", "peak RSS", "of roofline", "loss"]
     print(machine())
-    print(
-        f"{arguments.rows} rows, chunks of {arguments.chunk}; gradients differ by {difference(results):.1e} of the largest"
-    )
+    print(f"{arguments.rows} rows, chunks of {arguments.chunk}; of the largest gradient {difference(results):.1e} off")
     print(table(header, rows))
 
 

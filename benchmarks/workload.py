@@ -124,7 +124,7 @@ class Draw:
 
 
 def operations(model: SentenceTransformer, items: Sequence[Any]) -> tuple[int, int, int]:
-    """Tokens of items, and the multiplications and additions that decoder and vision tower take when nothing is padded."""
+    """Tokens of items; the operations, without padding, of the decoder and of the vision tower."""
     vlm = model[0].model.vlm
     text, tower = vlm.config.get_text_config(), vlm.visual
     per_token = 2 * sum(one.weight.numel() for one in vlm.get_decoder().modules() if isinstance(one, nn.Linear))
