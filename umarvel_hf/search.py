@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -244,11 +245,10 @@ class _Block:
             floor[many] = torch.maximum(floor[many], kth - (2 * error + MARGIN))
             passing = _Passing.of(scores, floor)
             many = passing.counts > 2 * k
-        if many.any() and len(best) > 1:  # many near-ties: fewer rows at a time stay within memory
-            for half in (slice(len(best) // 2), slice(len(best) // 2, None)):
-                self.offer(scores[half], queries[half], best[half])
-        else:
-            self._merge(*passing.places(), queries, best)
+        # A row of many near-ties is merged alone, which keeps to memory.
+        alone = np.flatnonzero(many.cpu().numpy())
+        for first, last in pairwise(np.unique([0, *alone, *(alone + 1), len(best)]).tolist()):
+            self._merge(*passing.places(first, last), queries[first:last], best[first:last])
 
     def _merge(self, rows: np.ndarray, columns: np.ndarray, queries: np.ndarray, best: np.ndarray) -> None:
         """Score places (n,), by row, in double precision and keep the best."""
@@ -287,10 +287,12 @@ class _Passing:
         counts = torch.zeros(len(floor), dtype=torch.int64, device=floor.device).index_add_(0, rows, inside.sum(dim=1))
         return cls(counts, rows, groups, inside)
 
-    def places(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and columns (n,) of these scores, sorted by row."""
-        at, within = self.inside.nonzero(as_tuple=True)
-        return self.rows[at].cpu().numpy(), (self.groups[at] * GROUP + within).cpu().numpy()
+    def places(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows, counted from the first, and columns (n,) of these scores between two rows, sorted by row."""
+        here = slice(*torch.searchsorted(self.rows, torch.tensor([first, last], device=self.rows.device)).tolist())
+        at, within = self.inside[here].nonzero(as_tuple=True)
+        columns = self.groups[here][at] * GROUP + within
+        return (self.rows[here][at] - first).cpu().numpy(), columns.cpu().numpy()
 
 
 def best_first(ranking: Ranking, ids: np.ndarray) -> Ranking:
