@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from colours import COLOURS, ColourEncoder
 from umarvel_hf.index import FlatIndex
 from umarvel_hf.search import (
+    QUERIES,
     Ranking,
     Search,
     best_first,
@@ -134,7 +136,7 @@ def least_memory(store, searches, k):
 
 
 def test_blocks_of_any_size_find_the_same(store):
-    queries = np.concatenate([store.take(np.array([0, 5])), unit_rows(298, seed=4)])  # more than a block
+    queries = np.concatenate([store.take(np.array([0, 5])), unit_rows(298, seed=4)])  # many of the smallest blocks
     searches = {"it": Search(queries, {"all": None, "odd": np.arange(1, COUNT, 2)})}
     most = search_store(store, searches, k=20, memory=10**9)["it"]
     least = least_memory(store, searches, 20)
@@ -145,6 +147,72 @@ def test_blocks_of_any_size_find_the_same(store):
             assert (found[pool].scores == most[pool].scores).all()
     with pytest.raises(ValueError, match=rf"memory is {least - 1:,} bytes, but 600 rankings .* at least {least:,}\."):
         search_store(store, searches, k=20, memory=least - 1)
+
+
+def test_more_queries_than_a_block_find_what_each_finds_alone(store):
+    few = np.concatenate([store.take(np.array([0, 5])), unit_rows(20, seed=4)])
+    many = np.resize(few, (QUERIES + 30, 8))
+    found = [search_store(store, {"": Search(each, {"": None})}, k=3, memory=10**9)[""][""] for each in (few, many)]
+    assert (found[1].positions == np.resize(found[0].positions, (len(many), 3))).all()
+    assert (found[1].scores == np.resize(found[0].scores, (len(many), 3))).all()
+
+
+def test_a_query_of_many_ties_among_queries_of_none(tmp_path):
+    """One half of the store is the same vector, which all but one query keep away from."""
+    same, others = np.repeat(unit_rows(1), 500, axis=0), unit_rows(500, seed=1)
+    vectors = np.stack([same, others], axis=1).reshape(1000, 8)
+    store = VectorStore.write(tmp_path, [f"d{at}" for at in range(1000)], vectors, made_by={}, shard_rows=130)
+    queries = np.concatenate([-same[:20], same[:1], -same[:11]])
+    found = search_store(store, {"it": Search(queries, {"all": None})}, k=4, memory=10**9)["it"]["all"]
+    expected = brute_force(store.ids, store.take(np.arange(1000)), queries, range(1000), 4)
+    assert [at for at, _ in expected[20]] == sorted(range(0, 1000, 2), key=lambda at: f"d{at}")[:-5:-1]
+    assert_same(found, expected, 4)
+
+
+class Watched(StoreChain):
+    """Notes how precise products are while it is read."""
+
+    def blocks(self, rows):
+        for block in super().blocks(rows):
+            self.precision = torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+            yield block
+
+
+@pytest.fixture
+def set_precision():
+    kinds = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [kind.fp32_precision for kind in kinds]
+
+    def set_all(*precisions):
+        for kind, precision in zip(kinds, precisions, strict=True):
+            kind.fp32_precision = precision
+
+    yield set_all
+    set_all(*before)
+
+
+def test_the_search_is_as_exact_where_training_is_not(store, set_precision):
+    searches = {"it": Search(unit_rows(9, seed=4), {"all": None})}
+    usual = search_store(store, searches, k=20, memory=10**9)["it"]["all"]
+    set_precision("tf32", "bf16")
+    watched = Watched([store])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = search_store(watched, searches, k=20, memory=10**9)["it"]["all"]
+    assert watched.precision == ("ieee", "ieee")
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    assert (found.positions == usual.positions).all() and (found.scores == usual.scores).all()
+
+
+def test_queries_may_be_mapped_from_a_file(store, tmp_path):
+    queries = unit_rows(9, seed=4)
+    np.save(tmp_path / "queries.npy", queries)
+    mapped = np.load(tmp_path / "queries.npy", mmap_mode="r")
+    ours, theirs = (
+        search_store(store, {"it": Search(each, {"all": None})}, k=5, memory=10**9)["it"]["all"]
+        for each in (queries, mapped)
+    )
+    assert (ours.positions == theirs.positions).all()
 
 
 def test_the_index_agrees_with_the_store(store):

@@ -7,20 +7,25 @@ split into blocks shows.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from umarvel_hf.data import Item
 from umarvel_hf.store import SHARD_ROWS, Vectors, VectorStore, check_unit, fill_store
 
 SCALE = 1_000_000  # scores are compared in millionths
 MARGIN = 2 / SCALE  # what rounding, to millionths and to single precision, can add to a score
-ROWS, QUERIES = 8_192, 256  # of a block of scores, where memory allows
+ROWS, QUERIES = 8_192, 1_024  # of a block of scores, where memory allows
+GROUP = 64  # scores that are passed over at once where the best of them cannot enter
 LEAST_ROWS, LEAST_QUERIES = 64, 8
 PAIRS = 256  # scored in double precision at a time
 WORST = np.iinfo(np.int64).min
@@ -185,8 +190,9 @@ def search_store(
 ) -> dict[str, dict[str, Ranking]]:
     """Find the k best of every query in every pool, exactly, in one pass over the store.
 
-    Single-precision products choose which candidates can matter, by the bound on their error; those are scored again in
-    double precision. One integer holds the score in millionths and the rank of the id, so there are no ties.
+    Single-precision products choose which candidates can matter, by the bound on their error, on a CUDA device where
+    there is one; those are scored again in double precision. One integer holds the score in millionths and the rank of
+    the id, so there are no ties.
 
     Args:
         k: Candidates kept per query and pool.
@@ -208,19 +214,22 @@ def search_store(
         name: {pool: np.full((len(search.queries), k), WORST, dtype=np.int64) for pool in search.pools}
         for name, search in searches.items()
     }
-    buffer = np.empty((rows, store.dimension), dtype=np.float32)
-    for here, half in store.blocks(rows):
-        block = buffer[: len(half)]  # (C, D)
-        np.copyto(block, half)
-        for name, search in searches.items():
-            pools = {pool: at for pool in search.pools if len(at := _columns(search.pools[pool], here))}
-            for start in range(0, len(search.queries) if pools else 0, queries_a_block):
-                part = slice(start, start + queries_a_block)
-                queries = np.asarray(search.queries[part], dtype=np.float32)  # (Q, D)
-                scores = queries @ block.T  # (Q, C)
-                for pool, columns in pools.items():
-                    of_pool = _Block(queries, block, columns, ranks[here][columns])
-                    of_pool.offer(_select(scores, columns), best[name][pool][part])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    products = torch.empty(rows * queries_a_block, device=device)  # kept, as new memory costs more than its product
+    with _full_precision():
+        for here, half in store.blocks(rows):
+            block = torch.tensor(half, dtype=torch.float32)  # (C, D)
+            candidates = block.to(device)
+            for name, search in searches.items():
+                columns = {pool: _columns(positions, here) for pool, positions in search.pools.items()}
+                pools = {pool: _Block(block.numpy(), at, ranks[here][at]) for pool, at in columns.items() if len(at)}
+                for start in range(0, len(search.queries) if pools else 0, queries_a_block):
+                    part = slice(start, start + queries_a_block)
+                    queries = torch.tensor(search.queries[part], dtype=torch.float32)  # (Q, D)
+                    scores = products[: len(queries) * len(block)].view(len(queries), len(block))
+                    torch.mm(queries.to(device), candidates.T, out=scores)
+                    for pool, of_pool in pools.items():
+                        of_pool.offer(_select(scores, of_pool.columns), queries.numpy(), best[name][pool][part])
     return {
         name: {pool: _ranking(pools.pop(pool), order) for pool in list(pools)}  # so that each is freed once it is read
         for name, pools in best.items()
@@ -229,43 +238,73 @@ def search_store(
 
 @dataclass(frozen=True)
 class _Block:
-    """A block of queries (Q, D), of candidates, which of these are in a pool (C,), and the ranks of their ids (C,)."""
+    """A block of candidates (C, D), which of them are in a pool (P,), and the ranks of their ids (P,)."""
 
-    queries: np.ndarray
     candidates: np.ndarray
     columns: np.ndarray
     ranks: np.ndarray
 
-    def offer(self, scores: np.ndarray, best: np.ndarray) -> None:
-        """Merge what single-precision scores (Q, C) let through into the best keys (Q, k), ascending, in place."""
-        k, width = best.shape[1], scores.shape[1]
-        error = product_error(self.queries.shape[1])
-        floor = ((best[:, 0] >> 32) / SCALE - error - MARGIN).astype(np.float32)  # (Q,): below, none can enter
-        possible = scores >= floor[:, None]
-        if np.count_nonzero(possible) > 2 * best.size and width > k:
+    def offer(self, scores: Tensor, queries: np.ndarray, best: np.ndarray) -> None:
+        """Merge what single-precision scores (Q, P) let through into the best keys (Q, k), ascending, in place."""
+        k, error = best.shape[1], product_error(queries.shape[1])
+        least = (best[:, 0] >> 32) / SCALE - error - MARGIN  # (Q,): below, none can enter
+        floor = torch.from_numpy(least.astype(np.float32)).to(scores.device)
+        passing = _Passing.of(scores, floor)
+        many = passing.counts > 2 * k
+        if many.any() and scores.shape[1] > k:
             # The first block, or one much better than all before: only its own k best can enter.
-            kth = np.partition(scores, width - k, axis=1)[:, width - k]
-            floor = np.maximum(floor, kth - np.float32(2 * error + MARGIN))
-            np.greater_equal(scores, floor[:, None], out=possible)
-        parts = [slice(None)]
-        if np.count_nonzero(possible) > 2 * best.size:  # many near-ties: one row at a time stays within memory
-            parts = [slice(row, row + 1) for row in range(len(best))]
-        for part in parts:
-            self._merge(part, possible[part], best[part])
+            kth = scores[many].topk(k, sorted=False).values.amin(dim=1)
+            floor[many] = torch.maximum(floor[many], kth - (2 * error + MARGIN))
+            passing = _Passing.of(scores, floor)
+            many = passing.counts > 2 * k
+        # A row of many near-ties is merged alone, which keeps to memory.
+        alone = np.flatnonzero(many.cpu().numpy())
+        for first, last in pairwise(np.unique([0, *alone, *(alone + 1), len(best)]).tolist()):
+            self._merge(*passing.places(first, last), queries[first:last], best[first:last])
 
-    def _merge(self, part: slice, possible: np.ndarray, best: np.ndarray) -> None:
-        k = best.shape[1]
-        rows, columns = np.divmod(np.flatnonzero(possible), possible.shape[1])  # ten times faster than nonzero
-        if not len(rows):
-            return
-        scores = np.rint(SCALE * exact_scores(self.queries[part], self.candidates, rows, self.columns[columns]))
-        keys = (scores.astype(np.int64) << 32) | self.ranks[columns]
-        touched, rows = np.unique(rows, return_inverse=True)
-        keys = np.concatenate([best[touched].ravel(), keys])
-        rows = np.concatenate([np.repeat(np.arange(len(touched)), k), rows])
-        keys = keys[np.lexsort((keys, rows))]
-        ends = np.cumsum(np.bincount(rows))
-        best[touched] = keys[ends[:, None] + np.arange(-k, 0)]
+    def _merge(self, rows: np.ndarray, columns: np.ndarray, queries: np.ndarray, best: np.ndarray) -> None:
+        """Score places (n,), by row, in double precision and keep the best."""
+        k, counts = best.shape[1], np.bincount(rows, minlength=len(best))
+        scores = np.rint(SCALE * exact_scores(queries, self.candidates, rows, self.columns[columns]))
+        merged = np.full((len(best), k + counts.max()), WORST)
+        merged[:, :k] = best
+        first = np.cumsum(counts) - counts
+        merged[rows, k + np.arange(len(rows)) - first[rows]] = (scores.astype(np.int64) << 32) | self.ranks[columns]
+        merged.sort(axis=1)
+        best[:] = merged[:, -k:]
+
+
+@dataclass(frozen=True)
+class _Passing:
+    """Which scores reach the floor of their row: in which groups such are, and which of a group.
+
+    Attributes:
+        counts: (Q,), how many in a row.
+        rows, groups: (n,), sorted.
+        inside: (n, GROUP) bool.
+    """
+
+    counts: Tensor
+    rows: Tensor
+    groups: Tensor
+    inside: Tensor
+
+    @classmethod
+    def of(cls, scores: Tensor, floor: Tensor) -> "_Passing":
+        """Look at scores (Q, P), P divisible by ``GROUP``, for those that are not below the floor (Q,)."""
+        grouped = scores.unflatten(1, (-1, GROUP))
+        # A maximum costs no more than reading the scores; to compare each takes three times as long.
+        rows, groups = (grouped.amax(dim=2) >= floor[:, None]).nonzero(as_tuple=True)
+        inside = grouped[rows, groups] >= floor[rows, None]
+        counts = torch.zeros(len(floor), dtype=torch.int64, device=floor.device).index_add_(0, rows, inside.sum(dim=1))
+        return cls(counts, rows, groups, inside)
+
+    def places(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows, counted from the first, and columns (n,) of these scores between two rows, sorted by row."""
+        here = slice(*torch.searchsorted(self.rows, torch.tensor([first, last], device=self.rows.device)).tolist())
+        at, within = self.inside[here].nonzero(as_tuple=True)
+        columns = self.groups[here][at] * GROUP + within
+        return (self.rows[here][at] - first).cpu().numpy(), columns.cpu().numpy()
 
 
 def best_first(ranking: Ranking, ids: np.ndarray) -> Ranking:
@@ -294,6 +333,20 @@ def product_error(dimension: int) -> float:
     analysis", 2019. The worst case, D u, would let through many times more candidates.
     """
     return float(8 * np.sqrt(dimension) * 2.0**-24)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Products as precise as :func:`product_error` says, also where training lets torch use fewer bits."""
+    kinds = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
+        yield
+    finally:
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
 
 
 def _content(value: Any, root: Path | None) -> Any:
@@ -336,9 +389,10 @@ def _block_size(store: Vectors, searches: Mapping[str, Search], k: int, memory: 
     for halved in range(8):
         rows = min(max(ROWS >> halved, LEAST_ROWS), max(len(store), 1))
         queries = min(max(QUERIES >> halved, LEAST_QUERIES), max(most, 1))
-        scores = rows * queries * (3 * 4 + 1)  # the product, a pool's part, its partition; what is possible
+        # The product, a pool's part, all its groups or its filled-up copy, rows for their own k best; what passes.
+        scores = queries * -(-rows // GROUP) * GROUP * (4 * 4 + 4)
         merged = 128 * max(3 * queries * k, rows + k)
-        need = fixed + 4 * store.dimension * (rows + queries) + scores + merged
+        need = fixed + 8 * store.dimension * (rows + queries) + scores + merged  # of blocks the last and the next
         if need <= memory:
             return rows, queries
     raise ValueError(
@@ -355,10 +409,14 @@ def _columns(positions: np.ndarray | None, here: slice) -> np.ndarray:
     return positions[first:last] - here.start
 
 
-def _select(scores: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def _select(scores: Tensor, columns: np.ndarray) -> Tensor:
+    """The scores of some columns, and -inf to fill up the last group."""
     if columns[-1] - columns[0] + 1 == len(columns):
-        return scores[:, columns[0] : columns[-1] + 1]  # no copy
-    return np.take(scores, columns, axis=1)
+        selected = scores[:, columns[0] : columns[-1] + 1]  # no copy
+    else:
+        selected = scores.index_select(1, torch.from_numpy(columns).to(scores.device))
+    missing = -len(columns) % GROUP
+    return torch.nn.functional.pad(selected, (0, missing), value=-torch.inf) if missing else selected
 
 
 def _ranking(keys: np.ndarray, order: np.ndarray) -> Ranking:
