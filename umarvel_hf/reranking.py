@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from tqdm import tqdm
 
 from umarvel_hf.data import Item, Query, as_item, format_string
 from umarvel_hf.encoding import weights_digest
@@ -88,7 +89,11 @@ class Fusion:
 
 
 class PairJudge:
-    """A ``CrossEncoder`` that takes items as the encoder does."""
+    """A ``CrossEncoder`` that takes items as the encoder does, and runs once what the pairs of a query share.
+
+    Pairs with a film, a query's only pair and all pairs of a model that ``prefix.shares_prefixes`` refuses go to
+    ``CrossEncoder.predict``; the answers are the same.
+    """
 
     def __init__(self, model: "CrossEncoder") -> None:
         self.model = model
@@ -96,10 +101,27 @@ class PairJudge:
     def predict(
         self, inputs: Sequence[tuple[Item, Item]], *, batch_size: int = 32, show_progress_bar: bool | None = None
     ) -> np.ndarray:
-        """Return (N,): for every pair of query and candidate P(Yes)."""
-        pairs: Any = list(inputs)
-        if self.model.supports("message"):
-            pairs = [(as_parts(query), as_parts(candidate)) for query, candidate in inputs]
+        """Return (N,) float32: for every pair of query and candidate P(Yes).
+
+        Args:
+            batch_size: At most so many pairs in one forward.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; give 1 or more.")
+        if not self.model.supports("message"):
+            return self._plain(list(inputs), batch_size, show_progress_bar)
+        from umarvel_hf import prefix
+
+        pairs = [(as_parts(query), as_parts(candidate)) for query, candidate in inputs]
+        answers = np.full(len(pairs), np.nan, dtype=np.float32)
+        shared = prefix.by_query(pairs) if prefix.shares_prefixes(self.model) else []
+        for at in tqdm(shared, "re-ranking", disable=not show_progress_bar):
+            answers[at] = prefix.judge_query(self.model, [pairs[one] for one in at], batch_size=batch_size)
+        if rest := sorted(set(range(len(pairs))).difference(*shared)):
+            answers[rest] = self._plain([pairs[one] for one in rest], batch_size, show_progress_bar)
+        return answers
+
+    def _plain(self, pairs: list[Any], batch_size: int, show_progress_bar: bool | None) -> np.ndarray:
         answers: np.ndarray = self.model.predict(pairs, batch_size=batch_size, show_progress_bar=show_progress_bar)
         return answers
 

@@ -1,0 +1,207 @@
+"""What the pairs of one query share from the start, the prompt and the query with its pictures, runs once.
+
+A re-ranker reads prompt, query and candidate, in this order, and looks back only. So the keys and values of all that
+stands before the candidates are the same for each of them: they are computed once, and the candidates' tokens follow
+in batches.
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, takewhile
+from typing import Any
+
+from umarvel_hf._torchvision import ensure_torchvision
+
+ensure_torchvision()
+import torch
+from sentence_transformers import CrossEncoder
+from sentence_transformers.base.modules.transformer import Transformer
+from sentence_transformers.cross_encoder.modules import LogitScore
+from sentence_transformers.util import batch_to_device
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+TOKENS = 32_768  # of one forward, the shared ones counted in every row: a layer lays out keys and values of so many
+SHARED = {"text", "image"}  # what an item may consist of
+PLAIN = {"text": {"truncation": False}}  # settings of a re-ranker that reads its inputs as they are
+
+
+Pair = tuple[dict[str, Any], dict[str, Any]]  # query and candidate, as ``as_parts`` makes them
+
+
+class SharedLayer(DynamicLayer):
+    """Keys and values of what came first, kept for any rows that follow it; those of the rows are not kept."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """(B, heads, T, D) each, once (1, heads, P, D), then behind these: (B, heads, P + T, D)."""
+        if not self.is_initialized:
+            super().update(key_states, value_states)
+            return self.keys, self.values
+        return _behind(self.keys, key_states), _behind(self.values, value_states)
+
+
+def _behind(first: Tensor, rows: Tensor) -> Tensor:
+    return torch.cat([first.expand(len(rows), -1, -1, -1), rows], dim=-2)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens and, in their order, the pictures that stand among them.
+
+    Args:
+        ids: T of them.
+        pixels: Of every picture its patches, (patches, values of one).
+        grids: (pictures, 3) int64, how many patches a picture has in time, height and width.
+    """
+
+    ids: list[int]
+    pixels: list[Tensor]
+    grids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+NOTHING = Tokens([], [], torch.empty(0, 3, dtype=torch.int64))
+
+
+def shares_prefixes(model: CrossEncoder) -> bool:
+    """Whether a re-ranker is one whose pairs :func:`judge_query` can take apart: pictures lie in patches, positions are
+    computed from tokens and grids, and every layer looks at all that came before."""
+    module = model[0]
+    if not (
+        isinstance(module, Transformer) and isinstance(model[-1], LogitScore) and module.processing_kwargs == PLAIN
+    ):
+        return False
+    positions = getattr(module.model.base_model, "get_rope_index", None)
+    return (
+        positions is not None
+        and {"mm_token_type_ids", "image_grid_thw"} <= inspect.signature(positions).parameters.keys()
+        and module.processor.image_processor.model_input_names == ["pixel_values", "image_grid_thw"]
+        and hasattr(module.processor, "replace_image_token")  # of transformers 5.23, not of the oldest that we take
+        and model.default_prompt_name is None
+        and all(type(layer) is DynamicLayer for layer in DynamicCache(config=module.model.config).layers)
+    )
+
+
+def by_query(pairs: Sequence[Pair]) -> list[list[int]]:
+    """Where the pairs of every query stand that has two or more; pairs with a film are left out.
+
+    Texts are compared, and addresses of pictures; of pictures in memory it counts whether they are the same object.
+    """
+    found: dict[Any, list[int]] = {}
+    for at, (query, candidate) in enumerate(pairs):
+        if query.keys() | candidate.keys() <= SHARED:
+            key = tuple((kind, value if isinstance(value, str) else id(value)) for kind, value in query.items())
+            found.setdefault(key, []).append(at)
+    return [positions for positions in found.values() if len(positions) > 1]
+
+
+@torch.inference_mode()
+def judge_query(model: CrossEncoder, pairs: Sequence[Pair], *, batch_size: int) -> Tensor:
+    """Answer pairs of one query.
+
+    Args:
+        batch_size: At most so many pairs in one forward, fewer where they would be more than ``TOKENS`` tokens. Pixels
+            of twice as many candidates lie in memory at once: as many pictures as of pairs that share nothing.
+
+    Returns:
+        (N,) float32.
+    """
+    model.eval()
+    processor = model[0].processor
+    chats = model[0].input_formatter.parse_inputs(pairs)[1]["message"]
+    rows, pictures = token_ids(processor, chats), [_pictures(chat) for chat in chats]
+    of_query = _pictures(chats[0][:1])
+    shared = shared_length(rows, processor.image_token_id, len(of_query))
+    prefix = with_pictures(processor, [rows[0][:shared]], [of_query])[0]
+    cache = Cache(layer_class_to_replicate=SharedLayer)
+    forward(model, NOTHING, [prefix], cache)
+    answers = torch.empty(len(pairs))
+    for start in range(0, len(pairs), 2 * batch_size):
+        part = slice(start, start + 2 * batch_size)
+        own = [row[shared:] for row in rows[part]], [row[len(of_query) :] for row in pictures[part]]
+        rests = with_pictures(processor, *own)
+        for batch in batches([len(rest) for rest in rests], len(prefix), batch_size):
+            answers[part][batch] = forward(model, prefix, [rests[at] for at in batch], cache).cpu()
+    return answers
+
+
+def token_ids(processor: Any, chats: Sequence[Any]) -> list[list[int]]:
+    """Of every chat the tokens; a picture is one."""
+    texts, tokenizer = processor.apply_chat_template(chats, tokenize=False), processor.tokenizer
+    begun = tokenizer.bos_token is not None and texts[0].startswith(tokenizer.bos_token)
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=not begun)["input_ids"]
+    return ids
+
+
+def _pictures(chat: Sequence[dict[str, Any]]) -> list[Any]:
+    return [part["image"] for message in chat for part in message["content"] if part["type"] == "image"]
+
+
+def shared_length(rows: Sequence[Sequence[int]], picture: int, pictures: int) -> int:
+    """How many tokens all rows begin with, at most ``pictures`` of them pictures; one or more is left to each row."""
+    first, last = min(rows), max(rows)  # what these two begin with, all between them do
+    same = sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(first, last, strict=False)))
+    others = [at for at, token in enumerate(first) if token == picture][pictures:]
+    return min([same, min(map(len, rows)) - 1, *others])
+
+
+def with_pictures(processor: Any, rows: Sequence[list[int]], pictures: Sequence[list[Any]]) -> list[Tokens]:
+    """Put as many tokens as a picture has in the place of each token that stands for one."""
+    images = list(chain.from_iterable(pictures))
+    if not images:
+        return [Tokens(row, [], NOTHING.grids) for row in rows]
+    seen = processor.image_processor(processor.image_processor.fetch_images(images), return_tensors="pt")
+    texts = [processor.replace_image_token(seen, image_idx=at) for at in range(len(images))]
+    long = iter(processor.tokenizer(texts, add_special_tokens=False)["input_ids"])
+    grids = seen["image_grid_thw"]
+    pixels = iter(seen["pixel_values"].split(grids.prod(dim=1).tolist()))
+    picture = processor.image_token_id
+    return [
+        Tokens(
+            list(chain.from_iterable(next(long) if token == picture else [token] for token in row)),
+            [next(pixels) for _ in own],
+            own_grids,
+        )
+        for row, own, own_grids in zip(rows, pictures, grids.split([len(own) for own in pictures]), strict=True)
+    ]
+
+
+def batches(lengths: Sequence[int], shared: int, most: int) -> Iterator[list[int]]:
+    """Positions, those of long rows first, in batches of ``most`` or of no more than ``TOKENS`` tokens."""
+    order = sorted(range(len(lengths)), key=lambda at: -lengths[at])
+    while order:
+        rows = min(most, max(1, TOKENS // (shared + lengths[order[0]])))
+        yield order[:rows]
+        order = order[rows:]
+
+
+def forward(model: CrossEncoder, before: Tokens, rows: Sequence[Tokens], cache: Cache) -> Tensor:
+    """Answer rows of tokens that stand behind others, whose keys and values are in the cache. Returns (B,) float32."""
+    width = max(map(len, rows))
+    padded = [before.ids + [model.tokenizer.pad_token_id] * (width - len(row)) + row.ids for row in rows]
+    ids = torch.tensor(padded)  # (B, P + T), padded between the two
+    mask = torch.tensor([[1] * len(before) + [0] * (width - len(row)) + [1] * len(row) for row in rows])
+    kinds = torch.tensor(model[0].processor.create_mm_token_type_ids(padded)) * mask
+    grids = torch.cat([one.grids for row in rows for one in (before, row)])
+    positions, _ = model.transformers_model.base_model.get_rope_index(
+        ids, mm_token_type_ids=kinds, image_grid_thw=grids, attention_mask=mask
+    )
+    features = {
+        "modality": "message",
+        "input_ids": ids[:, len(before) :],
+        "attention_mask": mask,
+        "position_ids": positions[..., len(before) :],
+        "mm_token_type_ids": kinds[:, len(before) :],
+        "past_key_values": cache,
+        "use_cache": True,
+        "logits_to_keep": 1,
+    }
+    if pixels := [one for row in rows for one in row.pixels]:
+        features |= {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.cat([row.grids for row in rows])}
+    scores = model(batch_to_device(features, model.device))["scores"].float()
+    answers: Tensor = model.activation_fn(scores).squeeze(-1)
+    return answers
