@@ -26,8 +26,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from umarvel_hf._torchvision import ensure_torchvision
+
+ensure_torchvision()
 import numpy as np
-import torch
 from measure import alone, interleaved, machine, matrix_rate, peak_rss, ratio, table
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from workload import Draw, write_base
@@ -190,5 +192,4 @@ def query_work(model: Any, pairs: Pairs) -> float:
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
     main()
