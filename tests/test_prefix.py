@@ -217,8 +217,12 @@ def test_a_re_ranker_with_settings_of_its_own_is_left_to_the_host(judges, monkey
     with monkeypatch.context() as patch:
         patch.setattr(model, "default_prompt_name", "query")
         assert not shares_prefixes(model)
-    monkeypatch.setattr(model.transformers_model.config.get_text_config(), "layer_types", 2 * ["sliding_attention"])
-    monkeypatch.setattr(model.transformers_model.config.get_text_config(), "sliding_window", 8)
+    decoder = model.transformers_model.config.get_text_config()
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, "is_causal", False, raising=False)
+        assert not shares_prefixes(model)
+    monkeypatch.setattr(decoder, "layer_types", len(decoder.layer_types) * ["sliding_attention"])
+    monkeypatch.setattr(decoder, "sliding_window", 8)
     assert not shares_prefixes(model)
 
 

@@ -27,7 +27,6 @@ TOKENS = 32_768  # of one forward, the shared ones counted in every row: a layer
 SHARED = {"text", "image"}  # what an item may consist of
 PLAIN = {"text": {"truncation": False}}  # settings of a re-ranker that reads its inputs as they are
 
-
 Pair = tuple[dict[str, Any], dict[str, Any]]  # query and candidate, as ``as_parts`` makes them
 
 
@@ -68,21 +67,24 @@ NOTHING = Tokens([], [], torch.empty(0, 3, dtype=torch.int64))
 
 
 def shares_prefixes(model: CrossEncoder) -> bool:
-    """Whether a re-ranker is one whose pairs :func:`judge_query` can take apart: pictures lie in patches, positions are
-    computed from tokens and grids, and every layer looks at all that came before."""
+    """Whether a re-ranker's pairs can be taken apart.
+
+    It answers by a token behind the pair and reads its inputs as they are; a picture is a row of patches; positions
+    follow from tokens and grids; every layer looks at all that came before, and at nothing else.
+    """
     module = model[0]
-    if not (
-        isinstance(module, Transformer) and isinstance(model[-1], LogitScore) and module.processing_kwargs == PLAIN
-    ):
+    if not isinstance(module, Transformer) or not isinstance(model[-1], LogitScore):
         return False
-    positions = getattr(module.model.base_model, "get_rope_index", None)
+    positions, config = getattr(module.model.base_model, "get_rope_index", None), module.model.config
     return (
-        positions is not None
+        module.processing_kwargs == PLAIN
+        and model.default_prompt_name is None
+        and positions is not None
         and {"mm_token_type_ids", "image_grid_thw"} <= inspect.signature(positions).parameters.keys()
         and module.processor.image_processor.model_input_names == ["pixel_values", "image_grid_thw"]
-        and hasattr(module.processor, "replace_image_token")  # of transformers 5.23, not of the oldest that we take
-        and model.default_prompt_name is None
-        and all(type(layer) is DynamicLayer for layer in DynamicCache(config=module.model.config).layers)
+        and hasattr(module.processor, "replace_image_token")  # transformers 5.23 has it, the oldest we take may not
+        and all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+        and getattr(config.get_text_config(), "is_causal", True)
     )
 
 
