@@ -35,9 +35,8 @@ class SharedLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """(B, heads, T, D) each, once (1, heads, P, D), then behind these: (B, heads, P + T, D)."""
-        if not self.is_initialized:
-            super().update(key_states, value_states)
-            return self.keys, self.values
+        if self.keys is None or self.values is None:
+            return super().update(key_states, value_states)
         return _behind(self.keys, key_states), _behind(self.values, value_states)
 
 
@@ -113,8 +112,9 @@ def judge_query(model: CrossEncoder, pairs: Sequence[Pair], *, batch_size: int) 
         (N,) float32.
     """
     model.eval()
-    processor = model[0].processor
-    chats = model[0].input_formatter.parse_inputs(pairs)[1]["message"]
+    module: Any = model[0]
+    processor = module.processor
+    chats = module.input_formatter.parse_inputs(pairs)[1]["message"]
     rows, pictures = token_ids(processor, chats), [_pictures(chat) for chat in chats]
     of_query = _pictures(chats[0][:1])
     shared = shared_length(rows, processor.image_token_id, len(of_query))
@@ -143,7 +143,7 @@ def _pictures(chat: Sequence[dict[str, Any]]) -> list[Any]:
     return [part["image"] for message in chat for part in message["content"] if part["type"] == "image"]
 
 
-def shared_length(rows: Sequence[Sequence[int]], picture: int, pictures: int) -> int:
+def shared_length(rows: Sequence[list[int]], picture: int, pictures: int) -> int:
     """How many tokens all rows begin with, at most ``pictures`` of them pictures; one or more is left to each row."""
     first, last = min(rows), max(rows)  # what these two begin with, all between them do
     same = sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(first, last, strict=False)))
@@ -183,13 +183,14 @@ def batches(lengths: Sequence[int], shared: int, most: int) -> Iterator[list[int
 
 def forward(model: CrossEncoder, before: Tokens, rows: Sequence[Tokens], cache: Cache) -> Tensor:
     """Answer rows of tokens that stand behind others, whose keys and values are in the cache. Returns (B,) float32."""
+    module: Any = model[0]
     width = max(map(len, rows))
     padded = [before.ids + [model.tokenizer.pad_token_id] * (width - len(row)) + row.ids for row in rows]
     ids = torch.tensor(padded)  # (B, P + T), padded between the two
     mask = torch.tensor([[1] * len(before) + [0] * (width - len(row)) + [1] * len(row) for row in rows])
-    kinds = torch.tensor(model[0].processor.create_mm_token_type_ids(padded)) * mask
+    kinds = torch.tensor(module.processor.create_mm_token_type_ids(padded)) * mask
     grids = torch.cat([one.grids for row in rows for one in (before, row)])
-    positions, _ = model.transformers_model.base_model.get_rope_index(
+    positions, _ = module.model.base_model.get_rope_index(
         ids, mm_token_type_ids=kinds, image_grid_thw=grids, attention_mask=mask
     )
     features = {
@@ -204,6 +205,6 @@ def forward(model: CrossEncoder, before: Tokens, rows: Sequence[Tokens], cache: 
     }
     if pixels := [one for row in rows for one in row.pixels]:
         features |= {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.cat([row.grids for row in rows])}
-    scores = model(batch_to_device(features, model.device))["scores"].float()
-    answers: Tensor = model.activation_fn(scores).squeeze(-1)
-    return answers
+    probability: Any = model.activation_fn
+    answers: Tensor = probability(model(batch_to_device(features, model.device))["scores"].float())
+    return answers.squeeze(-1)
