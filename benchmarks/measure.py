@@ -1,7 +1,6 @@
 """What the benchmarks share: interleaved timing, peak memory of a process, the machine's matrix rate, one table."""
 
 import multiprocessing
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -70,11 +69,12 @@ def alone(function: Callable[..., Any], *given: Any) -> Any:
 
 
 def peak_rss() -> int:
-    """Most bytes that this process ever had resident, mapped files included.
-
-    Not `ru_maxrss`: a process starts with its parent's, so a small one beside a large parent would show the parent's.
-    """
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    """Most bytes that this process ever had resident, mapped files included."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux tells getrusage the peak of the process that started this one, if that is higher.
+    return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -33,7 +33,7 @@ class Judge:
     def __init__(self, answer):
         self.answer, self.pairs = answer, []
 
-    def predict(self, inputs, *, batch_size=32, show_progress_bar=None):
+    def predict(self, inputs, *, show_progress_bar=None):
         self.pairs += inputs
         return np.array([self.answer(*pair) for pair in inputs], dtype=np.float32)
 
@@ -233,7 +233,7 @@ def judge(bases, tmp_path):
 def test_a_cross_encoder_over_yes_and_no_judges_texts_and_pictures(judge, pictures):
     queries = ["Find a dog.", {"image": pictures[0], "text": "the same, darker"}]
     candidates = [["a dog", {"image": pictures[1]}], ["a bench"]]
-    said = np.concatenate(judge_pairs(judge, queries, candidates, batch_size=2))
+    said = np.concatenate(judge_pairs(judge, queries, candidates))
     assert said.shape == (3,) and len(set(said.tolist())) == 3
     alone = [judge_pairs(judge, [queries[0]], [[one]])[0][0] for one in candidates[0]]
     assert said[:2] == pytest.approx(alone, abs=1e-5)

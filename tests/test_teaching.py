@@ -19,7 +19,7 @@ class Judge:
     def __init__(self, calls: int = 10**9) -> None:
         self.calls, self.pairs = calls, []
 
-    def predict(self, inputs, *, batch_size=32, show_progress_bar=None):
+    def predict(self, inputs, *, show_progress_bar=None):
         if not self.calls:
             raise KeyboardInterrupt
         self.calls -= 1

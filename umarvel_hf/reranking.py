@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from tqdm import tqdm
 
 from umarvel_hf.data import Item, Query, as_item, format_string
 from umarvel_hf.fingerprint import weights_digest
@@ -26,7 +27,6 @@ class Reranker(Protocol):
         self,
         inputs: Sequence[tuple[Item, Item]],
         *,
-        batch_size: int = 32,
         show_progress_bar: bool | None = None,
     ) -> np.ndarray:
         """Return (N,): for every pair of query and candidate the probability, 0 to 1, that the candidate answers."""
@@ -88,19 +88,32 @@ class Fusion:
 
 
 class PairJudge:
-    """A ``CrossEncoder`` that takes items as the encoder does."""
+    """A ``CrossEncoder`` that takes items as the encoder does, and runs once what the pairs of a query share.
+
+    Pairs with a film, a query's only pair and all pairs of a model that ``prefix.shares_prefixes`` refuses go to
+    ``CrossEncoder.predict``; the answers are the same.
+    """
 
     def __init__(self, model: "CrossEncoder") -> None:
         self.model = model
 
-    def predict(
-        self, inputs: Sequence[tuple[Item, Item]], *, batch_size: int = 32, show_progress_bar: bool | None = None
-    ) -> np.ndarray:
-        """Return (N,): for every pair of query and candidate P(Yes)."""
-        pairs: Any = list(inputs)
-        if self.model.supports("message"):
-            pairs = [(as_parts(query), as_parts(candidate)) for query, candidate in inputs]
-        answers: np.ndarray = self.model.predict(pairs, batch_size=batch_size, show_progress_bar=show_progress_bar)
+    def predict(self, inputs: Sequence[tuple[Item, Item]], *, show_progress_bar: bool | None = None) -> np.ndarray:
+        """Return (N,) float32: for every pair of query and candidate P(Yes)."""
+        if not self.model.supports("message"):
+            return self._plain(list(inputs), show_progress_bar)
+        from umarvel_hf import prefix
+
+        pairs = [(as_parts(query), as_parts(candidate)) for query, candidate in inputs]
+        answers = np.full(len(pairs), np.nan, dtype=np.float32)
+        shared = prefix.by_query(pairs) if prefix.shares_prefixes(self.model) else []
+        for at in tqdm(shared, "re-ranking", disable=not show_progress_bar):
+            answers[at] = prefix.judge_query(self.model, [pairs[one] for one in at])
+        if rest := sorted(set(range(len(pairs))).difference(*shared)):
+            answers[rest] = self._plain([pairs[one] for one in rest], show_progress_bar)
+        return answers
+
+    def _plain(self, pairs: list[Any], show_progress_bar: bool | None) -> np.ndarray:
+        answers: np.ndarray = self.model.predict(pairs, show_progress_bar=show_progress_bar)
         return answers
 
 
@@ -128,12 +141,10 @@ def reranker_fingerprint(reranker: Reranker) -> str:
     return weights_digest(model) if hasattr(model, "state_dict") else type(reranker).__qualname__
 
 
-def judge_pairs(
-    reranker: Reranker, queries: Sequence[Item], candidates: Sequence[Sequence[Item]], *, batch_size: int = 32
-) -> list[np.ndarray]:
+def judge_pairs(reranker: Reranker, queries: Sequence[Item], candidates: Sequence[Sequence[Item]]) -> list[np.ndarray]:
     """Ask the re-ranker about the candidates of every query. Returns (C,) float32 per query, 0 to 1."""
     pairs = [(query, one) for query, found in zip(queries, candidates, strict=True) for one in found]
-    answers = np.asarray(reranker.predict(pairs, batch_size=batch_size, show_progress_bar=False), dtype=np.float32)
+    answers = np.asarray(reranker.predict(pairs, show_progress_bar=False), dtype=np.float32)
     if answers.shape != (len(pairs),):
         raise ValueError(
             f"{type(reranker).__name__}.predict returned an array of shape {answers.shape} for {len(pairs):,} pairs. "
