@@ -48,7 +48,7 @@ SETTINGS = {  # the items, the type of ours, that of the others
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, default=160, help="default: %(default)s")
+    parser.add_argument("--items", type=int, default=96, help="default: %(default)s")
     parser.add_argument("--repetitions", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     arguments = parser.parse_args()

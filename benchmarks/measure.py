@@ -1,6 +1,7 @@
 """What the benchmarks share: interleaved timing, peak memory of a process, the machine's matrix rate, one table."""
 
 import multiprocessing
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
