@@ -355,7 +355,9 @@ def write(path, text):
     return path
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/evaluation.md", "docs/training.md", "docs/ablation.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/evaluation.md", "docs/training.md", "docs/ablation.md", "docs/performance.md"]
+)
 def test_a_page_names_only_what_is_there(page):
     text = (CHECKOUT / page).read_text()
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 
 from umarvel_hf.data import MBeir
+from umarvel_hf.encoding import can_encode, encode
 from umarvel_hf.evaluation.benchmark import evaluate_benchmark
 from umarvel_hf.evaluation.results import MODEL, POOLS, Result
 from umarvel_hf.search import Encoder
@@ -61,7 +63,8 @@ class RetrievalEvaluator(SentenceEvaluator):
     ) -> dict[str, float]:
         """Encode the slice and search it."""
         # Only what encodes: the weights' checksum, which evaluations store, is of no use here and takes long to make.
-        encoder = cast(Encoder, SimpleNamespace(encode=model.encode))
+        one = partial(encode, model) if can_encode(model) else model.encode
+        encoder = cast(Encoder, SimpleNamespace(encode=one))
         modes = [(module, module.training) for module in model.modules()]
         try:
             result = evaluate_benchmark(encoder, self.slice, split=self.split, pools=self.pools, baselines=False)

@@ -10,6 +10,7 @@ from pathlib import Path as _Path
 if _typing.TYPE_CHECKING:
     from umarvel_hf.checkpoint import ConversionReport, convert, new_model
     from umarvel_hf.data import Candidate, MBeir, Pool, Query, Task
+    from umarvel_hf.devices import DeviceEncoder
     from umarvel_hf.encoding import encode, load
     from umarvel_hf.evaluation.audit import Audit, audit
     from umarvel_hf.evaluation.benchmark import evaluate_benchmark, evaluate_run
@@ -44,6 +45,7 @@ __all__ = [
     "Candidate",
     "Choice",
     "ConversionReport",
+    "DeviceEncoder",
     "DistillKL",
     "Encoder",
     "Filters",
@@ -95,6 +97,7 @@ __all__ = [
 _MODULES = {
     "checkpoint": ("ConversionReport", "convert", "new_model"),
     "data": ("Candidate", "MBeir", "Pool", "Query", "Task"),
+    "devices": ("DeviceEncoder",),
     "encoding": ("encode", "load"),
     "evaluation.audit": ("Audit", "audit"),
     "evaluation.benchmark": ("evaluate_benchmark", "evaluate_run"),

@@ -6,9 +6,13 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from umarvel_hf.search import Encoder
 
 # Nothing heavy is imported here: `umarvel --help` answers at once.
 
@@ -100,12 +104,11 @@ def train(*, recipe: str, out: Path | None, data: Path | None, max_steps: int | 
 
 def mine(
     *, model: str | None, table: Path | None, data: Path | None, out: Path, pools: list[str], depth: int, share: float,
-    seed: int, batch_tokens: int | None, device: str | None, qids: list[str] | None, show: int,
+    seed: int, batch_tokens: int | None, device: list[str] | None, dtype: str | None, qids: list[str] | None, show: int,
 ) -> None:  # fmt: skip
     """Rank the training pools for every training query, or show a table of such lists."""
     from umarvel_hf.data import MBeir
     from umarvel_hf.emoji import benchmark_dir
-    from umarvel_hf.encoding import load
     from umarvel_hf.mining import mine_benchmark, show_lists
     from umarvel_hf.negatives import NegativeTable
 
@@ -115,11 +118,10 @@ def mine(
     if table is not None:
         tables = {table.stem: NegativeTable.open(table)}
     else:
-        encoder = load(str(model), device=device)
-        tables = mine_benchmark(
-            encoder, benchmark, out, pools=pools, depth=depth, share=share, seed=seed,
-            batch_tokens=batch_tokens,
-        )  # fmt: skip
+        with _encoder(str(model), device, dtype, batch_tokens) as (encoder, tokens):
+            tables = mine_benchmark(
+                encoder, benchmark, out, pools=pools, depth=depth, share=share, seed=seed, batch_tokens=tokens
+            )
     for name, lists in tables.items():
         print(f"{name}: {len(lists):,} lists" + (f" in {out / name}.parquet" if table is None else ""))
         print(show_lists(lists, benchmark, qids=qids or lists.qids[:show]))
@@ -144,7 +146,8 @@ def evaluate(
     *, model: str | None, suite: str, data: Path | None, out: Path, tasks: list[str] | None, split: str,
     pools: list[str], instructions: Any, seed: int, gold_modality: bool, baselines: bool | None, rerank: str | None,
     top: int | None, fusion: Path | None, run: Path | None, qrels: Path | None, frontier: bool,
-    pixels: list[int] | None, memory: int, batch_tokens: int | None, device: str | None, json: bool, command: str,
+    pixels: list[int] | None, memory: int, batch_tokens: int | None, device: list[str] | None, dtype: str | None,
+    json: bool, command: str,
 ) -> None:  # fmt: skip
     """Measure how well a model retrieves: local and union pools, every metric, a report."""
     plain = set(pools) == {"local", "union"} and instructions == "first" and gold_modality
@@ -156,6 +159,10 @@ def evaluate(
         (
             rerank is None and (fusion is not None or top is not None),
             "--fusion and --top belong to a re-ranker; give --rerank, too.",
+        ),
+        (
+            frontier and device is not None and len(device) > 1,
+            f"--frontier times one device, and {len(device or ())} are given; name one.",
         ),
         (fusion is not None and top is not None, f"{fusion} says how many candidates are re-ranked; leave --top out."),
         (
@@ -176,7 +183,6 @@ def evaluate(
     from umarvel_hf.data import MBeir
     from umarvel_hf.demo import DATASETS
     from umarvel_hf.emoji import benchmark_dir
-    from umarvel_hf.encoding import load
     from umarvel_hf.evaluation.benchmark import evaluate_benchmark
     from umarvel_hf.evaluation.frontier import measure_frontier, save_frontier
     from umarvel_hf.evaluation.reranked import fit_fusion
@@ -184,46 +190,46 @@ def evaluate(
     from umarvel_hf.reranking import Fusion, load_reranker
 
     benchmark = MBeir(data or benchmark_dir())
-    encoder = load(str(model), device=device)
-    common: dict[str, Any] = {
-        "suite": suite, "tasks": tasks, "vectors": out / "vectors", "memory": memory, "batch_tokens": batch_tokens,
-        "show_progress": sys.stderr.isatty(),
-    }  # fmt: skip
-    reranker = weight = None
-    if rerank is not None:
-        reranker = load_reranker(rerank)
-        weight = (
-            Fusion.load(fusion)
-            if fusion
-            else fit_fusion(
-                encoder,
-                reranker,
-                benchmark,
-                top=50 if top is None else top,
-                name=rerank,
-                gold_modality=gold_modality,
-                **common,
+    with _encoder(str(model), device, dtype, batch_tokens) as (encoder, tokens):
+        common: dict[str, Any] = {
+            "suite": suite, "tasks": tasks, "vectors": out / "vectors", "memory": memory, "batch_tokens": tokens,
+            "show_progress": sys.stderr.isatty(),
+        }  # fmt: skip
+        reranker = weight = None
+        if rerank is not None:
+            reranker = load_reranker(rerank)
+            weight = (
+                Fusion.load(fusion)
+                if fusion
+                else fit_fusion(
+                    encoder,
+                    reranker,
+                    benchmark,
+                    top=50 if top is None else top,
+                    name=rerank,
+                    gold_modality=gold_modality,
+                    **common,
+                )
             )
-        )
-    settings = {"model": str(model), "command": command}
-    shutil.rmtree(out / "runs", ignore_errors=True)  # of an earlier evaluation
-    result = evaluate_benchmark(
-        encoder, benchmark, split=split, pools=pools, instructions=instructions, seed=seed,
-        gold_modality=gold_modality, baselines=baselines, reranker=reranker, fusion=weight, runs=out / "runs",
-        settings=settings, **common,
-    )  # fmt: skip
-    for stale in ("fusion.json", "frontier.json"):
-        (out / stale).unlink(missing_ok=True)
-    if weight is not None:
-        weight.save(out / "fusion.json")
-    result.save(out / "result.json")
-    (out / "table.txt").write_text(result.table() + "\n", encoding="utf-8")
-    points = None
-    if frontier:
-        points = measure_frontier(encoder, benchmark, split=split, max_pixels=pixels, **common)
-        save_frontier(points, out / "frontier.json")
-    page = write_report(result, benchmark, out / "report.html", descriptions=DATASETS, frontier=points)
-    print(result.as_json() if json else f"{result.table()}\n\nreport: {page.resolve()}")
+        settings = {"model": str(model), "command": command}
+        shutil.rmtree(out / "runs", ignore_errors=True)  # of an earlier evaluation
+        result = evaluate_benchmark(
+            encoder, benchmark, split=split, pools=pools, instructions=instructions, seed=seed,
+            gold_modality=gold_modality, baselines=baselines, reranker=reranker, fusion=weight, runs=out / "runs",
+            settings=settings, **common,
+        )  # fmt: skip
+        for stale in ("fusion.json", "frontier.json"):
+            (out / stale).unlink(missing_ok=True)
+        if weight is not None:
+            weight.save(out / "fusion.json")
+        result.save(out / "result.json")
+        (out / "table.txt").write_text(result.table() + "\n", encoding="utf-8")
+        points = None
+        if frontier:
+            points = measure_frontier(encoder, benchmark, split=split, max_pixels=pixels, **common)
+            save_frontier(points, out / "frontier.json")
+        page = write_report(result, benchmark, out / "report.html", descriptions=DATASETS, frontier=points)
+        print(result.as_json() if json else f"{result.table()}\n\nreport: {page.resolve()}")
 
 
 def _score_run(run: Path, qrels: Path, out: Path, json: bool) -> None:
@@ -354,7 +360,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--qids", nargs="+", metavar="QID", help="whose lists to show")
     verb.add_argument("--show", type=int, default=2, help="how many lists to show (default: %(default)s)")
     verb.add_argument("--batch-tokens", type=int, help="tokens encoded at a time (default: what suits the device)")
-    verb.add_argument("--device", type=_device, help="such as cuda or cpu (default: the best there is)")
+    _add_hardware(verb)
 
     verb = _verb(verbs, evaluate, "umarvel evaluate my-embedder --suite m-beir --data M-BEIR")
     verb.set_defaults(command="")
@@ -398,7 +404,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--memory", type=_bytes, default="8GB", help="for the search (default: %(default)s)")
     verb.add_argument("--batch-tokens", type=int, help="tokens encoded at a time (default: what suits the device)")
-    verb.add_argument("--device", type=_device, help="such as cuda:0 (default: the best there is)")
+    _add_hardware(verb)
     verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
     verb = _verb(verbs, compare, "umarvel compare run-a run-b --pool union --plot difference.svg")
@@ -454,6 +460,34 @@ def _device(text: str) -> str:
         told = f"{text!r} cannot be used here ({str(error).splitlines()[0]}); name another, such as cpu"
         raise argparse.ArgumentTypeError(told) from error
     return text
+
+
+def _add_hardware(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--device",
+        type=_device,
+        nargs="+",
+        help="such as cuda:0, or several, a process on each (default: the best one)",
+    )
+    verb.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"),
+        help="of the weights; auto: what the device multiplies fastest (default: as they are stored)",
+    )  # fmt: skip
+
+
+@contextmanager
+def _encoder(
+    model: str, devices: list[str] | None, dtype: str | None, batch_tokens: int | None
+) -> "Iterator[tuple[Encoder, int | None]]":
+    """A model on its device or devices, and the tokens of a batch where it is told them by each call."""
+    from umarvel_hf.devices import DeviceEncoder
+    from umarvel_hf.encoding import load
+
+    if devices is None or len(devices) == 1:
+        yield cast("Encoder", load(model, device=devices[0] if devices else None, dtype=dtype)), batch_tokens
+        return
+    with DeviceEncoder(model, devices, batch_tokens=batch_tokens, dtype=dtype) as encoder:
+        yield encoder, None
 
 
 def _verb(verbs: Any, function: Callable[..., int | None], example: str) -> argparse.ArgumentParser:

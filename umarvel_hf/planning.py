@@ -47,7 +47,8 @@ class Counted:
 
     Args:
         counts: (N,) int64, tokens of every item.
-        ids: Of every item that is text alone, its tokens, (T,) int32; of the others None.
+        ids: Of every item that is text alone, its tokens, (T,) int32; of the others None, and of all where a module
+            has settings of its own for its processor.
         alone: (N,) bool, items that the processor must get one at a time: films, where it stacks those of a batch.
     """
 
@@ -93,7 +94,7 @@ class TokenCounter:
             for own in self._processor.tokenizer(texts[start : start + TOKENIZED_AT_ONCE], **special)["input_ids"]:
                 sizes = media[len(ids)]
                 counts[len(ids)] = len(own) + self._tokens([size for size in sizes if size])
-                ids.append(None if sizes else np.array(own, dtype=np.int32))
+                ids.append(None if sizes or self._module.processing_kwargs else np.array(own, dtype=np.int32))
         alone = np.array([self._stacks_films and any(size.frames for size in sizes if size) for sizes in media], bool)
         longest = self._module.max_seq_length  # where a tokenizer knows none, a number beyond all integers
         if longest is not None and len(items) and counts.max() > longest:
