@@ -1,4 +1,4 @@
-"""The programs of benchmarks/, run small: they end, their subjects agree, no ratio is absurd. Never an absolute time."""
+"""The programs of benchmarks/, run small: they end, subjects agree, no ratio is absurd. Never an absolute time."""
 
 import re
 import subprocess
