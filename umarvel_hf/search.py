@@ -247,18 +247,17 @@ class _Block:
     def offer(self, scores: Tensor, queries: np.ndarray, best: np.ndarray) -> None:
         """Merge what single-precision scores (Q, P) let through into the best keys (Q, k), ascending, in place."""
         k, error = best.shape[1], product_error(queries.shape[1])
-        least = (best[:, 0] >> 32) / SCALE - error - MARGIN  # (Q,): below, none can enter
-        floor = torch.from_numpy(least.astype(np.float32)).to(scores.device)
+        floor = ((best[:, 0] >> 32) / SCALE - error - MARGIN).astype(np.float32)  # (Q,): below, none can enter
         passing = _Passing.of(scores, floor)
         many = passing.counts > 2 * k
         if many.any() and scores.shape[1] > k:
             # The first block, or one much better than all before: only its own k best can enter.
-            kth = scores[many].topk(k, sorted=False).values.amin(dim=1)
-            floor[many] = torch.maximum(floor[many], kth - (2 * error + MARGIN))
+            own = scores[torch.from_numpy(many).to(scores.device)].topk(k, sorted=False).values
+            floor[many] = np.maximum(floor[many], own.amin(dim=1).cpu().numpy() - np.float32(2 * error + MARGIN))
             passing = _Passing.of(scores, floor)
             many = passing.counts > 2 * k
         # A row of many near-ties is merged alone, which keeps to memory.
-        alone = np.flatnonzero(many.cpu().numpy())
+        alone = np.flatnonzero(many)
         for first, last in pairwise(np.unique([0, *alone, *(alone + 1), len(best)]).tolist()):
             self._merge(*passing.places(first, last), queries[first:last], best[first:last])
 
@@ -284,27 +283,29 @@ class _Passing:
         inside: (n, GROUP) bool.
     """
 
-    counts: Tensor
-    rows: Tensor
-    groups: Tensor
-    inside: Tensor
+    counts: np.ndarray
+    rows: np.ndarray
+    groups: np.ndarray
+    inside: np.ndarray
 
     @classmethod
-    def of(cls, scores: Tensor, floor: Tensor) -> "_Passing":
+    def of(cls, scores: Tensor, floor: np.ndarray) -> "_Passing":
         """Look at scores (Q, P), P divisible by ``GROUP``, for those that are not below the floor (Q,)."""
         grouped = scores.unflatten(1, (-1, GROUP))
-        # A maximum costs no more than reading the scores; to compare each takes three times as long.
-        rows, groups = (grouped.amax(dim=2) >= floor[:, None]).nonzero(as_tuple=True)
-        inside = grouped[rows, groups] >= floor[rows, None]
-        counts = torch.zeros(len(floor), dtype=torch.int64, device=floor.device).index_add_(0, rows, inside.sum(dim=1))
+        # A maximum costs no more than reading the scores; to compare each takes three times as long. What follows is
+        # too little for several threads: where others use the cores too, to meet takes them longer than the work.
+        highest = grouped.amax(dim=2).cpu().numpy()
+        rows, groups = np.divmod(np.flatnonzero(highest >= floor[:, None]), highest.shape[1])
+        hot = grouped[torch.from_numpy(rows).to(scores.device), torch.from_numpy(groups).to(scores.device)]
+        inside = hot.cpu().numpy() >= floor[rows, None]
+        counts = np.bincount(rows, weights=np.count_nonzero(inside, axis=1), minlength=len(floor))
         return cls(counts, rows, groups, inside)
 
     def places(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows, counted from the first, and columns (n,) of these scores between two rows, sorted by row."""
-        here = slice(*torch.searchsorted(self.rows, torch.tensor([first, last], device=self.rows.device)).tolist())
-        at, within = self.inside[here].nonzero(as_tuple=True)
-        columns = self.groups[here][at] * GROUP + within
-        return (self.rows[here][at] - first).cpu().numpy(), columns.cpu().numpy()
+        here = slice(*np.searchsorted(self.rows, (first, last)))
+        at, within = np.divmod(np.flatnonzero(self.inside[here]), GROUP)
+        return self.rows[here][at] - first, self.groups[here][at] * GROUP + within
 
 
 def best_first(ranking: Ranking, ids: np.ndarray) -> Ranking:
