@@ -13,10 +13,10 @@ grow with the batch whatever a loss does; `rest` is the peak without them, to th
 """
 
 import argparse
-import multiprocessing
-import resource
 import tempfile
 from pathlib import Path
+
+from measure import alone, peak_rss
 
 CHUNK = 8
 SIDE = 64  # as in the embedded benchmark
@@ -42,12 +42,6 @@ def main() -> None:
                     f"{name:>12} {rows:>6,} {peak / 1e6:>7,.0f} MB {(peak - floor) / 1e6:>9,.0f} MB "
                     f"{inputs / 1e6:>7,.0f} MB {peak / first[0]:>9.2f} {(peak - inputs) / first[1]:>6.2f}"
                 )
-
-
-def alone(function, *given):
-    """Call a function in a process of its own, so that its memory is its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, given)
 
 
 def write_checkpoint(out: Path) -> Path:
@@ -83,7 +77,7 @@ def peak_of_steps(checkpoint: Path, rows: int, chunk: int | None) -> tuple[int, 
         few = trainer.data_collator([numbers[at] for at in range(CHUNK)])
         trainer.train()
     inputs = sum(value.nbytes for value in few.values() if isinstance(value, torch.Tensor)) // CHUNK * rows * 2
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, inputs
+    return peak_rss(), inputs
 
 
 def pictured(batch: dict[str, list[int]]) -> dict[str, list[dict[str, object]]]:

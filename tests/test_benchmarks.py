@@ -11,7 +11,7 @@ PROGRAMS = Path(__file__).parents[1] / "benchmarks"
 SMALL = {
     "encode.py": ("--items", "16", "--repetitions", "2"),
     "train_step.py": ("--rows", "8", "--chunk", "2", "--repetitions", "2"),
-    "search.py": ("--rows", "30000", "--queries", "100", "--repetitions", "2", "-k", "20"),
+    "search.py": ("--rows", "200000", "--queries", "500", "--repetitions", "2", "-k", "20"),
     "rerank.py": ("--candidates", "8", "--generated", "1", "--repetitions", "2", "--kinds", "texts"),
     "cost_growth.py": ("--sizes", "300", "900", "--repetitions", "1"),
     "startup.py": ("--repetitions", "1"),
