@@ -6,7 +6,7 @@
 Every question is one table, of ways to do the same work that take turns:
 
 - how many tokens a batch should hold;
-- whether to pad batches of like lengths or to pack sequences (in float32, and the vectors are compared);
+- whether to pad batches of like lengths or to pack sequences, whose attention on a CPU is a loop over them;
 - whether to compile: seconds of the first pass, which compiles for the shapes it meets, and of those after it;
 - whether to process pictures ahead in threads or in processes, beside a model that waits.
 
@@ -38,6 +38,7 @@ from workload import Draw, write_checkpoint
 from umarvel_hf.encoding import TOKENS_ON_A_CPU, encode, load
 from umarvel_hf.packing import embed_packed, packed_attention
 from umarvel_hf.planning import TokenCounter, plan
+from umarvel_hf.vision import patches_as_products
 
 own = local()
 
@@ -88,27 +89,28 @@ def padding(model: SentenceTransformer, items: list[Any], repetitions: int) -> s
 
 
 def compiling(model: SentenceTransformer, items: list[Any], repetitions: int) -> str:
-    usual = model[0].model.vlm
+    usual, counts = model[0].model.vlm, TokenCounter(model[0]).count(items).counts
+    batches = [model.preprocess([items[at] for at in batch]) for batch in plan(counts, TOKENS_ON_A_CPU)]
     compiled = torch.compile(usual, dynamic=True)
-    started = time.perf_counter()
-    try:
-        model[0].model.vlm = compiled
-        encode(model, items)
-        first = f"{time.perf_counter() - started:.0f} s"
-    except Exception as error:  # no compiler on this machine, or a model that it does not take
-        return f"compiling failed: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
-    finally:
-        model[0].model.vlm = usual
 
+    @torch.inference_mode()
     def run(vlm: Any) -> None:
         model[0].model.vlm = vlm
         try:
-            encode(model, items)
+            for features in batches:
+                model(dict(features))
         finally:
             model[0].model.vlm = usual
 
-    ways = {"as it is": partial(run, usual), f"compiled (first pass {first})": partial(run, compiled)}
-    return compared("model", ways, repetitions)
+    with patches_as_products(usual):
+        started = time.perf_counter()
+        try:
+            run(compiled)
+        except Exception as error:  # no compiler on this machine, or a model that it does not take
+            return f"compiling failed: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        first = f"{time.perf_counter() - started:.0f} s"
+        ways = {"as it is": partial(run, usual), f"compiled (first pass {first})": partial(run, compiled)}
+        return compared("model", ways, repetitions)
 
 
 def processing(checkpoint: Path, count: int, repetitions: int) -> str:

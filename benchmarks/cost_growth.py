@@ -49,7 +49,7 @@ def main() -> None:
     rows.append(["slope", seconds, "", memory, seconds_of_search, "", memory_of_search])
     print(machine())
     header = ["items", "encode, s", "items/s", "peak RSS", "search, s", "vectors/s", "peak RSS"]
-    print(table(header, [*rows, slopes]))
+    print(table(header, rows))
 
 
 def cells(size: int, seconds: float, memory: float) -> list[str]:

@@ -74,10 +74,11 @@ def compare(checkpoint: Path, kind: str, ours: str, theirs: str, count: int, rep
     subjects = {name: Subject(name, checkpoint, dtype) for name, dtype in types.items()}
     seconds, vectors = interleaved({name: lambda s=one: s.run(items) for name, one in subjects.items()}, repetitions)
     tokens, read, seen = operations(subjects[STOCK].model, items)
+    rates = {dtype: matrix_rate(getattr(torch, dtype)) for dtype in set(types.values())}
     rows = []
     for name, subject in subjects.items():
         middle = statistics.median(seconds[name])
-        roof = (read + seen) / matrix_rate(getattr(torch, types[name]))
+        roof = (read + seen) / rates[types[name]]
         memory = alone(peak_of, name, checkpoint, types[name], kind, count)
         rows.append([
             f"{count} {kind}", name, types[name], f"{middle:.2f} ({min(seconds[name]):.2f}–{max(seconds[name]):.2f})",

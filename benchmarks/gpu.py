@@ -5,8 +5,9 @@
 
 In bfloat16: tokens a second and MFU (the share of the matrix-product rate measured in the same run) of encoding, padded
 by torch's scaled dot product, packed by its varlen attention, and by flash attention where that is installed; of a
-contrastive step with an adapter on the decoder, under gradient caching; and peak memory of encoding by batch. A batch
-is a mix of texts of 16 to 512 tokens and of pictures of 256 visual tokens with texts; a step has texts only.
+contrastive step with an adapter on the decoder, in the two passes of gradient caching; and peak memory by batch, inputs
+of all batches included. A batch is a mix of texts of 16 to 512 tokens and of pictures of 256 visual tokens with texts;
+a step has texts only.
 
 Without a GPU it runs the same program on shapes of the same form with a hundredth of the width, in float32, to show
 that it runs; its numbers then say nothing of a GPU. There, packed attention is a loop over sequences.
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -75,18 +77,23 @@ def main() -> None:
     rate = matrix_rate(dtype, device)
     print(machine())
     print(f"{device}, {dtype}, matrix products at {rate / 1e12:.2f} TFLOP/s" + (", small shapes" * (device == "cpu")))
-    rows = []
+    header = ["shape", "work", "batch tokens", "tokens/s (range)", "padding", "MFU", "peak memory"]
     for name in arguments.shapes:
         model = build((SHAPES if device == "cuda" else SMALL)[name], device, dtype)
         lengths = draw_lengths(arguments.items)
-        for way in ways():
-            for tokens in arguments.tokens:
-                rows.append(
-                    [name, f"encode, {way}", *encoding(model, way, lengths, tokens, rate, arguments.repetitions)]
-                )
-        rows.append([name, "contrastive step", *training(model, lengths[:64], rate, arguments.repetitions)])
-        del model
-    print(table(["shape", "work", "batch tokens", "tokens/s (range)", "padding", "MFU", "peak memory"], rows))
+        works = {
+            f"encode, {way}, {tokens:,}": partial(encoding, model, way, lengths, tokens, rate, arguments.repetitions)
+            for way in ways()
+            for tokens in arguments.tokens
+        } | {"contrastive step": partial(training, model, lengths[:64], rate, arguments.repetitions)}
+        rows = []
+        for work, run in works.items():
+            try:
+                rows.append([name, work.rpartition(", ")[0] or work, *run()])
+            except torch.OutOfMemoryError:
+                rows.append([name, work, *["out of memory"] * (len(header) - 2)])
+        print(table(header, rows), flush=True)
+        del model, works
 
 
 def ways() -> list[str]:
@@ -215,7 +222,7 @@ def encoding(
 
 
 def training(model: UMarvelModel, lengths: np.ndarray, rate: float, repetitions: int) -> list[str]:
-    """The same of a contrastive step: two passes, the second with gradients of an adapter; the tower is asked once."""
+    """The same of a contrastive step of texts: two passes, the second with gradients of an adapter."""
     model.set_attn_implementation("sdpa")
     model.requires_grad_(False)
     inject_adapter_in_model(LoraConfig(r=16, target_modules=r".*language_model\.layers\..*_proj"), model.vlm)

@@ -48,13 +48,13 @@ def median_ratio(peer: Sequence[float], ours: Sequence[float]) -> float:
 
 
 def matrix_rate(dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:
-    """Operations a second of a large matrix product, the best of ten."""
+    """Operations a second of a large matrix product, the best of thirty."""
     rows, inner, outer = RATE_SHAPE
     left = torch.randn(rows, inner, dtype=dtype, device=device)
     weight = torch.randn(outer, inner, dtype=dtype, device=device)
     best = float("inf")
     with torch.inference_mode():
-        for _ in range(10):
+        for _ in range(30):
             synchronize()
             started = time.perf_counter()
             torch.nn.functional.linear(left, weight)

@@ -15,7 +15,8 @@ the same pairs with the same weights, in turn, the differences of their answers 
   ``--generated`` pairs of every query are run; the seconds are scaled to all of them, and the table says so.
 
 Useful work is what the pairs need if all that is shared is computed once, without padding: of the decoder, its
-attention, the vision tower. Its share is that of this machine's rate of matrix products, measured in the same run.
+attention, the vision tower but for its first and last layer. Its share is that of this machine's rate of matrix
+products, measured in the same run.
 """
 
 import argparse

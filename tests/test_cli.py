@@ -293,7 +293,7 @@ def test_evaluate_refuses_what_makes_no_sense(refused, capsys, checkpoint, bench
     assert "leave --top out" in refused(*command, "--rerank", "r", "--top", 9, "--fusion", tmp_path / "fusion.json")
     assert "give --frontier, too" in refused(*command, "--pixels", 4096)
     assert "--frontier measures both pools" in refused(*command, "--frontier", "--pools", "local")
-    assert "--frontier times one device, and 2 are given" in refused(*command, "--frontier", "--device", "cpu", "cpu")
+    assert "--frontier times one device, and 2 are given" in refused(*command, "--frontier", "--device", "cpu,cpu")
     assert "memory is" in refused(*command, "--data", benchmark, "--memory", "1KB")
     with pytest.raises(SystemExit):
         main(["evaluate", "model", "--memory", "much"])
@@ -311,7 +311,7 @@ def test_a_device_that_is_not_there_is_refused(verb, device, capsys):
 
 def test_a_model_is_measured_on_two_devices_as_on_one(umarvel, checkpoint, benchmark, evaluated, tmp_path):
     out = tmp_path / "two"
-    umarvel("evaluate", checkpoint, "--data", benchmark, "--out", out, "--device", "cpu", "cpu", "--dtype", "float32")
+    umarvel("evaluate", checkpoint, "--data", benchmark, "--out", out, "--device", "cpu,cpu", "--dtype", "float32")
     one, two = (Result.load(folder) for folder in (evaluated, out))
     assert [task.top for task in two.tasks] == [task.top for task in one.tasks]
 

@@ -153,11 +153,12 @@ def run_stage(stage: Stage, folder: Path, context: Context) -> dict[str, Any]:
     try:
         return runs[type(stage)](stage, folder, context)
     except torch.OutOfMemoryError as error:
-        sizes = {Embedding: "mini_batch_size", Reranker: "per_device_train_batch_size", Stage: "batch_tokens"}
-        size = next(name for kind, name in sizes.items() if isinstance(stage, kind))
+        sizes = {Embedding: "mini_batch_size", Reranker: "per_device_train_batch_size", Mine: "batch_tokens"}
+        size = next((name for kind, name in sizes.items() if isinstance(stage, kind)), None)
+        lower = f"Lower {size} and remove {folder}, or lower" if size else "Lower"
         raise ValueError(
-            f"stage {stage.name}: {error} Lower {size} and remove {folder}, or lower max_pixels and name another "
-            "--out. Where memory was only taken by others, the same command goes on from the last checkpoint."
+            f"stage {stage.name}: {error} {lower} max_pixels and name another --out. Where memory was only taken by "
+            "others, the same command goes on from the last checkpoint."
         ) from error
 
 

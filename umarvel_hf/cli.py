@@ -450,25 +450,21 @@ def _bytes(text: str) -> int:
     return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2] or " "))
 
 
-def _device(text: str) -> str:
-    """The name of a device, once a number was there and back."""
+def _devices(text: str) -> list[str]:
+    """The names of devices, once a number was there and back."""
     import torch
 
-    try:
-        torch.zeros(1, device=text).cpu()
-    except (AssertionError, ImportError, RuntimeError) as error:
-        told = f"{text!r} cannot be used here ({str(error).splitlines()[0]}); name another, such as cpu"
-        raise argparse.ArgumentTypeError(told) from error
-    return text
+    for name in (names := text.split(",")):
+        try:
+            torch.zeros(1, device=name).cpu()
+        except (AssertionError, ImportError, RuntimeError) as error:
+            told = f"{name!r} cannot be used here ({str(error).splitlines()[0]}); name another, such as cpu"
+            raise argparse.ArgumentTypeError(told) from error
+    return names
 
 
 def _add_hardware(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--device",
-        type=_device,
-        nargs="+",
-        help="such as cuda:0, or several, a process on each (default: the best one)",
-    )
+    verb.add_argument("--device", type=_devices, help="such as cuda:0, or cuda:0,cuda:1 (default: the best there is)")
     verb.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16", "float16"),
         help="of the weights; auto: what the device multiplies fastest (default: as they are stored)",

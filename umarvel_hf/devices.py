@@ -38,7 +38,7 @@ class DeviceEncoder:
         kwargs: As in :func:`umarvel_hf.encoding.load`.
 
     Raises:
-        ValueError: No devices, or no U-MARVEL checkpoint.
+        ValueError: No devices, ``batch_tokens`` below 1, or no U-MARVEL checkpoint.
     """
 
     def __init__(
@@ -46,6 +46,8 @@ class DeviceEncoder:
     ) -> None:
         if not devices:
             raise ValueError("devices are none; name at least one, such as 'cuda:0'.")
+        if batch_tokens is not None and batch_tokens < 1:
+            raise ValueError(f"batch_tokens is {batch_tokens}; give at least 1, or None for what suits the devices.")
         if kwargs.get("dtype") == "auto":  # of the devices, not of the CPU that holds the weights here
             kwargs["dtype"] = fastest_dtype(devices[0])
         self.model = load(model, device="cpu", **kwargs)

@@ -1,4 +1,4 @@
-"""From items to vectors: batches of like lengths, media decoded ahead of the model, nothing computed twice."""
+"""From items to vectors: batches of like lengths, media decoded ahead of the model, a picture of a batch seen once."""
 
 import logging
 import os
@@ -30,6 +30,7 @@ from umarvel_hf.planning import TokenCounter, plan
 from umarvel_hf.vision import patches_as_products, seen_once
 
 logger = logging.getLogger(__name__)
+_alone = threading.RLock()  # one encoding of a process at a time: attention and patches are set for as long
 
 # Of a batch: on a CPU what it computes stays in the caches, on anything else the device is kept busy.
 TOKENS_ON_A_CPU, TOKENS_ELSEWHERE = 2_048, 16_384
@@ -49,8 +50,8 @@ def encode(
 ) -> np.ndarray:
     """Embed items: the vectors of ``SentenceTransformer.encode``, always (N, D), faster.
 
-    Items of like lengths go together, counted in tokens before their media are decoded; texts are tokenized once;
-    media are decoded and processed ahead of the model; a picture that a batch holds several times is seen once.
+    Items of like lengths go together, counted in tokens before their media are decoded; texts alone are tokenized
+    once; media are decoded and processed ahead of the model; a picture that a batch holds several times is seen once.
 
     Args:
         model: A loaded U-MARVEL checkpoint, or its folder or Hub id.
@@ -181,6 +182,7 @@ class _Encoding:
         left, done = np.arange(len(self._items)), np.zeros(len(self._items), dtype=bool)
         vectors: np.ndarray | None = None
         with ExitStack() as stack:
+            stack.enter_context(_alone)
             stack.enter_context(torch.inference_mode())
             stack.enter_context(patches_as_products(self._inner.vlm))
             if self._packed:
@@ -198,6 +200,7 @@ class _Encoding:
                     tokens = self._halved(tokens, left)
                 else:
                     break
+                torch.cuda.empty_cache()  # by now nothing holds the batch that failed
         assert vectors is not None and done.all()
         return vectors
 
@@ -206,7 +209,6 @@ class _Encoding:
         longest = int(self._counted.counts[left].max())
         if tokens <= longest:
             raise
-        torch.cuda.empty_cache()
         tokens = max(tokens // 2, longest)
         logger.warning(
             "the device's memory does not hold a batch; %d items are left, now with batch_tokens=%d", len(left), tokens
@@ -226,7 +228,8 @@ class _Encoding:
                 yield batch, self._embed(self._preprocess(batch, self._model[0]))
             media.clear()
         waiting: dict[Future[dict[str, Any]], np.ndarray] = {}
-        pool = ThreadPoolExecutor(self._threads, initializer=self._become_a_thread)
+        threads = torch.get_num_threads()
+        pool = ThreadPoolExecutor(min(self._threads, len(media) + 1), initializer=self._become_a_thread)
         try:
             while media or waiting or texts:
                 while media and len(waiting) < self._threads + AHEAD:
@@ -242,6 +245,7 @@ class _Encoding:
                     wait(waiting, return_when=FIRST_COMPLETED)
         finally:
             pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)  # those of the pool set it for threads to come, too
 
     def _become_a_thread(self) -> None:
         torch.set_num_threads(1)
@@ -261,7 +265,8 @@ class _Encoding:
             index = getattr(error, "index", None)
             if index is None:
                 raise
-            # Its class is the checkpoint's copy of ours.
+            # Its class is the checkpoint's copy of ours, and it may have found the item in a list of a caller's.
+            index = next((at for at, one in enumerate(given) if one is getattr(error, "item", None)), index)
             place, reason = int(batch[index]), getattr(error, "reason", str(error))
             raise ItemError(place, self._items[place], reason) from error
 

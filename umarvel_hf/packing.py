@@ -14,11 +14,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from umarvel_hf.modeling.modeling_umarvel import sequential_positions
+from umarvel_hf.vision import seen_once
 
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # torch before 2.10
     varlen_attn = None  # type: ignore[assignment]
+TAKES_GROUPS = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 ATTENTION = "umarvel_packed"
 POSITIONED_BY = {"image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids"}
@@ -27,12 +29,14 @@ POSITIONED_BY = {"image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_t
 def can_pack(model: Any) -> bool:
     """Whether a ``UMarvelModel`` is on a GPU whose kernels take sequences of many lengths without padding."""
     config = model.config.get_text_config()
-    if model.device.type != "cuda" or not _attends_fully(config):
+    # Of other backbones the vision tower would get the sequences' ends, too.
+    if model.device.type != "cuda" or not _attends_fully(config) or not hasattr(model.vlm, "get_rope_index"):
         return False
     if config._attn_implementation.startswith("flash_attention"):
         return True
     half = model.dtype in (torch.bfloat16, torch.float16)
-    return varlen_attn is not None and half and config._attn_implementation == "sdpa"
+    able = torch.cuda.get_device_capability(model.device) >= (8, 0) and half
+    return able and TAKES_GROUPS and config._attn_implementation == "sdpa"
 
 
 @contextmanager
@@ -57,6 +61,7 @@ def embed_packed(model: Any, features: dict[str, Any]) -> Tensor:
     Returns:
         (B, D) float32.
     """
+    features = seen_once(model.vlm, features, all_seen=True)  # flash attention's tower would get the ends below
     ids, mask = features["input_ids"], features["attention_mask"].bool()
     lengths = mask.sum(dim=1, dtype=torch.int32)
     ends = nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))

@@ -26,6 +26,8 @@ from umarvel_hf.modeling.sentence_transformers_umarvel import (
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 PADDING = 0.05  # of a batch, at most
 SMALL = 16  # below this part of a budget a batch is filled whatever the padding
+UNPACKED = 4  # times the tokens of a batch may its padded states be
+MOST_KNOWN = 65_536  # sizes whose tokens are remembered
 TOKENIZED_AT_ONCE = 4096
 PROBE = " \u0011 "  # a text that a template leaves as it is, if it leaves any
 
@@ -68,7 +70,7 @@ class TokenCounter:
         self._module, self._processor = module, module.processor
         films = getattr(self._processor, "video_processor", None)
         self._stacks_films = films is not None and "video_grid_thw" not in films.model_input_names
-        self._known: dict[tuple[tuple[int, int], ...], int] = {}  # tokens of pictures of these sizes
+        self._known: dict[tuple[Size, ...], int] = {}  # tokens of pictures or of a film of these sizes
         self._control = re.compile("|".join(map(re.escape, [PROBE, *control_tokens(self._processor)])))
 
     def count(self, items: Sequence[Any], prompt: str | None = None) -> Counted:
@@ -129,20 +131,24 @@ class TokenCounter:
 
     def _tokens(self, sizes: Sequence[Size]) -> int:
         """Tokens that stand for the pictures and films of an item, above those of their placeholders."""
-        pictures = tuple((size.height, size.width) for size in sizes if not size.frames)
+        pictures = tuple(size for size in sizes if not size.frames)
         with suppress(ValueError):  # the processor refuses them, and will again when the item's turn comes
-            if pictures not in self._known:
-                self._known[pictures] = self._measure_pictures(pictures)
-            return self._known[pictures] + sum(self._measure_film(size) for size in sizes if size.frames)
+            return sum(self._remembered(own) for own in (pictures, *((size,) for size in sizes if size.frames)) if own)
         return 0
 
-    def _measure_pictures(self, sizes: tuple[tuple[int, int], ...]) -> int:
-        if not sizes:
-            return 0
+    def _remembered(self, sizes: tuple[Size, ...]) -> int:
+        if sizes not in self._known:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            measure = self._measure_film if sizes[0].frames else self._measure_pictures
+            self._known[sizes] = measure(*sizes)
+        return self._known[sizes]
+
+    def _measure_pictures(self, *sizes: Size) -> int:
         if hasattr(self._processor.image_processor, "merge_size"):  # patches of one grid a picture, whatever is beside
-            counted = self._processor._get_num_multimodal_tokens(image_sizes=sizes)
-            return sum(counted.num_image_tokens) - len(sizes)
-        blanks = [Image.new("RGB", size[::-1]) for size in sizes]
+            told = self._processor._get_num_multimodal_tokens(image_sizes=[(one.height, one.width) for one in sizes])
+            return sum(told.num_image_tokens) - len(sizes)
+        blanks = [Image.new("RGB", (one.width, one.height)) for one in sizes]
         return self._processed(self._processor.image_token * len(sizes), images=[blanks])
 
     def _measure_film(self, size: Size) -> int:
@@ -192,7 +198,8 @@ def plan(counts: np.ndarray, batch_tokens: int, *, packed: bool = False) -> list
     Args:
         counts: Tokens of every item, (N,).
         batch_tokens: With padding. A batch ends early where padding would be more than a twentieth of it.
-        packed: Nothing is padded: what counts is the sum.
+        packed: Nothing is padded before the states are pooled: what counts is the sum, and that padded states are no
+            more than four times as many.
 
     Returns:
         Positions of the items of every batch; every position once.
@@ -203,7 +210,8 @@ def plan(counts: np.ndarray, batch_tokens: int, *, packed: bool = False) -> list
         rows, longest = end - start + 1, int(counts[order[start]])
         held = tokens + count if packed else rows * longest
         padding = 0.0 if packed else 1 - (tokens + count) / max(held, 1)
-        full = held > batch_tokens or (padding > PADDING and held > batch_tokens / SMALL)
+        wide = packed and rows * longest > UNPACKED * batch_tokens
+        full = held > batch_tokens or wide or (padding > PADDING and held > batch_tokens / SMALL)
         if full and rows > 1:
             batches.append(order[start:end])
             start, tokens = end, 0

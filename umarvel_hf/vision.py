@@ -1,5 +1,6 @@
 """What pictures cost: each is seen once, and patches are embedded as the matrix product that they are."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,24 +12,24 @@ from torch import Tensor, nn
 COLUMNS = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
 
 
-def seen_once(vlm: nn.Module, features: dict[str, Any]) -> dict[str, Any]:
+def seen_once(vlm: nn.Module, features: dict[str, Any], *, all_seen: bool = False) -> dict[str, Any]:
     """Features in which pictures, or films, that are there several times went through the vision tower once.
 
-    Pixels of what is repeated are replaced by what the tower says, under the host's ``mm_encoder_outputs``. Batches
-    without repetitions, and those of processors that do not flatten pixels into patches, stay as they are.
+    Pixels are replaced by what the tower says, under the host's ``mm_encoder_outputs``. Batches without repetitions
+    stay as they are, unless all are to be seen here; so do those of processors that do not flatten pixels into patches
+    and of backbones that take no such outputs.
     """
-    outputs = {}
-    for kind, (pixels, grid) in COLUMNS.items():
-        if pixels in features and grid in features and features[pixels].ndim == 2:
-            first, which = distinct(features[pixels], features[grid])
-            if len(first) < len(which):
-                outputs[kind] = _look(vlm, kind, features[pixels], features[grid], first, which)
-    if not outputs:
+    there = {kind: names for kind, names in COLUMNS.items() if names[0] in features}
+    flat = all(grid in features and features[pixels].ndim == 2 for pixels, grid in there.values())
+    if not flat or "mm_encoder_outputs" not in inspect.signature(vlm.forward).parameters:
         return features
-    for kind, (pixels, grid) in COLUMNS.items():  # the host takes pixels or outputs, not some of each
-        if pixels in features and kind not in outputs:
-            every = list(range(len(features[grid])))
-            outputs[kind] = _look(vlm, kind, features[pixels], features[grid], every, every)
+    places = {kind: distinct(features[pixels], features[grid]) for kind, (pixels, grid) in there.items()}
+    if not there or not (all_seen or any(len(first) < len(which) for first, which in places.values())):
+        return features
+    outputs = {  # of all kinds, as the host takes pixels or outputs, not some of each
+        kind: _look(vlm, kind, features[pixels], features[grid], *places[kind])
+        for kind, (pixels, grid) in there.items()
+    }
     kept = {name: value for name, value in features.items() if not name.startswith("pixel_values")}
     return kept | {"mm_encoder_outputs": outputs}
 
