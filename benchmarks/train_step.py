@@ -4,9 +4,8 @@
     python benchmarks/train_step.py --rows 16 --chunk 4 --repetitions 2
 
 Both take steps of the same batch on the same random weights (a Qwen2-VL of 41 million with an adapter on its decoder
-and a frozen vision tower): queries of a picture of 224 × 224 pixels with a text of one to twelve captions, candidates
-of one to twelve captions. A step is the processor's work, the loss, and all gradients. Chunks hold so many rows; ours
-of shorter rows as many as have the tokens of so many of the longest.
+and a frozen vision tower), in chunks of as many rows: queries of a picture of 224 × 224 pixels with a text of one to
+four captions, candidates of one to four captions. A step is the processor's work, the loss, and all gradients.
 
 - `umarvel_hf`: `InfoNCE` over batches as `UMarvelTrainer` collates them.
 - `sentence-transformers`: `CachedMultipleNegativesRankingLoss` over batches as its trainer collates them.
@@ -40,7 +39,7 @@ from umarvel_hf.trainer.losses import InfoNCE
 from umarvel_hf.trainer.trainer import longest_first
 
 OURS, STOCK = "umarvel_hf", "sentence-transformers"
-SIDE, CAPTIONS = 224, (1, 12)
+SIDE, CAPTIONS = 224, (1, 4)
 
 
 def main() -> None:

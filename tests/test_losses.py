@@ -329,15 +329,6 @@ def test_a_frozen_vision_tower_is_asked_once_a_step(checkpoints, columns, family
     assert not {"get_image_features", "get_video_features"} & set(vars(model[0].model.vlm))
 
 
-def test_mini_batches_hold_as_many_short_rows_as_have_no_more_tokens(model, pictures):
-    loss, sizes = InfoNCE(model, mini_batch_size=2), []
-    handle = model[0].register_forward_pre_hook(lambda module, given: sizes.append(len(given[0]["input_ids"])))
-    gradients(loss, [["a"] * 12, [{"image": pictures[1], "text": "long " * 40}] * 12, ["b"] * 12])
-    handle.remove()
-    rows = sizes[: len(sizes) // 2]
-    assert sum(rows) == 36 and rows.count(2) == 6 and max(rows) > 2
-
-
 def test_tokens_and_slots_of_a_batch_are_counted_once_and_only_in_training(model, pictures):
     columns = ["a dog", pictures[0], "a bench"], ["b", {"image": pictures[1], "text": "a"}, "c"]
     batch = [model.preprocess(column) for column in columns]

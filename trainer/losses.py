@@ -42,10 +42,9 @@ class EmbeddingLoss(CachedLossMixin, nn.Module):
 
     Args:
         model: The model to train; its first module wraps a ``UMarvelModel``.
-        mini_batch_size: Rows embedded at a time, of the longest; of shorter ones as many as have no more tokens. The
-            whole batch is embedded twice, and memory is that of one mini-batch (gradient caching,
-            https://arxiv.org/abs/2101.06983); what a frozen vision tower sees is kept in between. None: the whole
-            batch at once. On several ranks every mini-batch has so many rows, for all must take as many of them.
+        mini_batch_size: Rows embedded at a time. The whole batch is embedded twice, and memory is that of one
+            mini-batch (gradient caching, https://arxiv.org/abs/2101.06983) and what a frozen vision tower saw. None:
+            the whole batch at once.
 
     A column may hold ``row_order`` (B,): its rows are those of the batch in this order, such as by length.
     """
@@ -77,9 +76,6 @@ class EmbeddingLoss(CachedLossMixin, nn.Module):
             return self.calculate_loss([[column] for column in self._embed_at_once(columns)], labels)
         self._postponed: list[tuple[Tensor, Tensor]] = []
         self._seen.start()
-        if get_world_size() == 1:
-            longest = max(int(column["attention_mask"].sum(dim=1).max()) for column in columns)
-            self.mini_batch_num_tokens = self.mini_batch_size * longest
         loss = self.forward_cached(columns, labels)
         # Worth nothing, but the temperature's gradient now arrives scaled as the embeddings' do: by gradient
         # accumulation and by loss scaling.
