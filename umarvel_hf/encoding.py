@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from copy import copy, deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -169,9 +169,10 @@ class _Encoding:
             raise ValueError(
                 f"{type(model).__name__} is no U-MARVEL checkpoint in one piece; give what `load` returns."
             )
-        self._model, self._inner = model, model.eval()[0].model
+        self._model, self._module = model, cast(Any, model.eval()[0])
+        self._inner = self._module.model
         self._items, self._instruction = items, instruction
-        self._counted = TokenCounter(model[0]).count(items, instruction)
+        self._counted = TokenCounter(self._module).count(items, instruction)
         self._packed = can_pack(self._inner)
         # On a CPU the model itself takes all cores: one thread is as much as there is to win.
         self._threads = 1 if model.device.type == "cpu" else min(MOST_THREADS, os.cpu_count() or 1)
@@ -225,7 +226,7 @@ class _Encoding:
         media.extendleft(left[alone][:, None])
         if len(media) < 2:  # there is nothing to be ahead of
             for batch in media:
-                yield batch, self._embed(self._preprocess(batch, self._model[0]))
+                yield batch, self._embed(self._preprocess(batch, self._module))
             media.clear()
         waiting: dict[Future[dict[str, Any]], np.ndarray] = {}
         threads = torch.get_num_threads()
@@ -249,7 +250,7 @@ class _Encoding:
 
     def _become_a_thread(self) -> None:
         torch.set_num_threads(1)
-        module = self._model[0]
+        module = self._module
         if self._threads > 1:  # a fast tokenizer raises where two threads set it up at a time
             module = copy(module)
             module.processor = deepcopy(module.processor)
@@ -272,9 +273,9 @@ class _Encoding:
 
     def _padded(self, batch: np.ndarray) -> dict[str, Any]:
         """What the processor makes of texts, from the tokens that were counted."""
-        tokenizer = self._model[0].processor.tokenizer
+        tokenizer = self._module.processor.tokenizer
         side = tokenizer.padding_side
-        rows = [torch.from_numpy(self._counted.ids[at]).long() for at in batch]  # type: ignore[arg-type]
+        rows = [torch.from_numpy(self._counted.ids[at]).long() for at in batch]
         ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id, padding_side=side)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
         return {"input_ids": ids, "attention_mask": mask, "modality": "message"}

@@ -128,17 +128,17 @@ def attend(
         )
         return output, None
     if query.is_cuda:
-        rows = (one[0].transpose(0, 1) for one in (query, key, value))  # (T, H, d)
-        longest, window = int(max_length_q or 0), (-1, 0 if causal else -1)
-        together = varlen_attn(
-            *rows, cu_seq_lens_q, cu_seq_lens_q, longest, longest,
-            scale=scaling, window_size=window, enable_gqa=key.shape[1] != query.shape[1],
-        )  # fmt: skip
-        return together[None], None  # type: ignore[index]
+        q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))  # (T, H, d)
+        ends, longest = cu_seq_lens_q, int(max_length_q or 0)
+        window, groups = (-1, 0 if causal else -1), key.shape[1] != query.shape[1]
+        together: Any = varlen_attn(
+            q, k, v, ends, ends, longest, longest, scale=scaling, window_size=window, enable_gqa=groups
+        )
+        return together[None], None
     lengths = cu_seq_lens_q.diff().tolist()
+    sequences = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
     parts = [
-        sdpa_attention_forward(module, *one, None, is_causal=causal, scaling=scaling)[0]
-        for one in zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
+        sdpa_attention_forward(module, q, k, v, None, is_causal=causal, scaling=scaling)[0] for q, k, v in sequences
     ]
     return torch.cat(parts, dim=1), None
 
@@ -148,4 +148,4 @@ def _no_mask(*args: Any, **kwargs: Any) -> None:
 
 
 AttentionInterface.register(ATTENTION, attend)
-AttentionMaskInterface.register(ATTENTION, _no_mask)  # type: ignore[arg-type]
+AttentionMaskInterface.register(ATTENTION, _no_mask)

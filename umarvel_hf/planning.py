@@ -170,10 +170,10 @@ class TokenCounter:
                     stream = container.streams.video[0]
                     _, clock, wanted = sampled_frames(container, sampler)
                     return Size(stream.height, stream.width, len(wanted), tuple(wanted), clock["fps"])
-            clock = source.get("video_metadata") if isinstance(source, dict) else None
             frames = source["array"] if isinstance(source, dict) else source
             first = load_image(frames[0])
-            clock = clock or film_clock(len(frames), FRAMES_PER_SECOND)
+            told = source.get("video_metadata") if isinstance(source, dict) else None
+            clock = told or film_clock(len(frames), FRAMES_PER_SECOND)
             return Size(first.height, first.width, len(frames), tuple(clock["frames_indices"]), clock["fps"])
         return None
 

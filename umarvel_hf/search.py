@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -83,8 +83,9 @@ def embed(
 
     if can_encode(encoder):
         embeddings = encode(
-            encoder, items, prompt=instruction, batch_tokens=batch_tokens, show_progress_bar=show_progress_bar
-        )
+            cast(Any, encoder), items, prompt=instruction, batch_tokens=batch_tokens,
+            show_progress_bar=show_progress_bar,
+        )  # fmt: skip
     elif batch_tokens is not None:
         raise ValueError(
             f"batch_tokens is {batch_tokens}, but {type(encoder).__name__} is no U-MARVEL checkpoint in one piece and "

@@ -78,9 +78,9 @@ def patches_as_products(vlm: nn.Module) -> Iterator[None]:
     The same sums; a CPU's convolution takes seven times as long for them, and so do some GPUs' in half precision.
     """
     kinds = (nn.Conv2d, nn.Conv3d)
-    found = [one for one in vlm.modules() if type(one) in kinds and one.groups == 1 and "forward" not in vars(one)]  # type: ignore[comparison-overlap]
+    found = [one for one in vlm.modules() if type(one) in kinds and one.groups == 1 and "forward" not in vars(one)]
     for one in found:
-        one.forward = partial(_patches, one)  # type: ignore[method-assign]
+        one.forward = partial(_patches, one)
     try:
         yield
     finally:
