@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -135,6 +136,25 @@ def test_texts_are_not_held_up_by_pictures_that_take_long(embedder, monkeypatch,
     monkeypatch.setattr(embedder[0], "preprocess", slow)
     monkeypatch.setattr(_Encoding, "_embed", watched)
     close(encode(embedder, [*pictures, "a dog"], batch_tokens=1)[3:], embedder.encode(["a dog"]))
+
+
+def test_threads_of_a_caller_encode_one_after_the_other(embedder, items):
+    expected, threads = encode(embedder, items), torch.get_num_threads()
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(lambda _: encode(embedder, items, batch_tokens=100), range(6)):
+            close(found, expected)
+    assert torch.get_num_threads() == threads
+    assert not any("forward" in vars(module) for module in embedder[0].model.vlm.modules())
+
+
+def test_an_item_is_found_in_what_was_given_whoever_calls(embedder, pictures):
+    class Wrapped:
+        def encode(self, inputs):
+            return encode(embedder, inputs[1:])
+
+    with pytest.raises(ItemError, match=r"^Item 1 .*a picture of mode 'F'") as caught:
+        Wrapped().encode(["a", pictures[0], pictures[1].convert("F")])
+    assert caught.value.index == 1
 
 
 def test_where_memory_does_not_suffice_batches_are_halved(embedder, monkeypatch, items, caplog):

@@ -80,6 +80,11 @@ def test_a_picture_that_cannot_be_read_counts_as_nothing(embedder, tmp_path):
     assert (counts < 100).all()
 
 
+def test_packed_batches_are_not_too_wide_to_pool():
+    counts = np.array([8_000, *[8] * 4_000])
+    assert all(len(batch) * counts[batch].max() <= 4 * 16_384 for batch in plan(counts, 16_384, packed=True))
+
+
 def padding_of(counts, batches):
     return 1 - counts.sum() / sum(len(batch) * counts[batch].max() for batch in batches)
 

@@ -19,10 +19,12 @@ from backbones import FAMILIES
 from foreign import CHECKOUT
 from train_on_ranks import WORDS
 from umarvel_hf.encoding import load
+from umarvel_hf.modeling.messages_umarvel import ItemError
 from umarvel_hf.modeling.modeling_umarvel import UMarvelModel
+from umarvel_hf.planning import TokenCounter
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
 from umarvel_hf.trainer.losses import DistillKL, NotFinite, similarity_of
-from umarvel_hf.trainer.trainer import UMarvelTrainer
+from umarvel_hf.trainer.trainer import UMarvelTrainer, longest_first
 
 INSTRUCTION = "Find an image that matches the given text."
 DECODER_LAYERS = r".*layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
@@ -104,6 +106,13 @@ def test_gradient_caching_by_length_trains_as_the_whole_batch_does(checkpoint, p
         weights[mini_batch_size] = dict(model.named_parameters())
     for name, weight in weights[None].items():
         close(weights[2][name].detach(), weight.detach())
+
+
+def test_a_bad_row_is_named_by_its_place_in_the_batch(embedder):
+    with pytest.raises(ItemError, match=r"^Item 1 "):
+        longest_first(
+            TokenCounter(embedder[0]), embedder.preprocess, ["a", np.zeros((5, 9, 3), np.float32), "a long text"]
+        )
 
 
 def test_training_lowers_the_loss(checkpoint, tmp_path):

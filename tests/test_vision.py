@@ -43,9 +43,16 @@ def test_a_picture_that_is_there_twice_is_seen_once(embedders, pictures, frames,
     assert seen[:2] == [int(patches.sum()), int(patches[:2].sum())]
 
 
+def test_a_backbone_that_takes_no_outputs_of_its_tower_gets_pixels(embedder, pictures, monkeypatch):
+    features, vlm = features_of(embedder, [pictures[0], pictures[0]]), embedder[0].model.vlm
+    monkeypatch.setattr(vlm, "forward", lambda input_ids, pixel_values: None)
+    assert seen_once(vlm, features) is features
+
+
 def test_a_batch_without_repetitions_stays_as_it_is(embedder, pictures):
     features = features_of(embedder, pictures)
     assert seen_once(embedder[0].model.vlm, features) is features
+    assert "mm_encoder_outputs" in seen_once(embedder[0].model.vlm, features, all_seen=True)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "smolvlm", "llava_onevision"])

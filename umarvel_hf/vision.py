@@ -75,7 +75,7 @@ def _look(vlm: Any, kind: str, pixels: Tensor, grids: Tensor, first: list[int], 
 def patches_as_products(vlm: nn.Module) -> Iterator[None]:
     """Embed patches by a matrix product where a convolution meets patches of exactly its own size.
 
-    The same sums; a CPU's convolution takes seven times as long for them, and so do some GPUs' in half precision.
+    The same sums; a CPU's convolution takes seven times as long for them.
     """
     kinds = (nn.Conv2d, nn.Conv3d)
     found = [one for one in vlm.modules() if type(one) in kinds and one.groups == 1 and "forward" not in vars(one)]
