@@ -79,7 +79,7 @@ def encoding(count: int) -> tuple[float, float]:
     """Seconds, and peak resident bytes."""
     model = load(model_dir(), device="cpu")
     with tempfile.TemporaryDirectory() as folder:
-        encode_store(model, Path(folder) / "warm", [str(at) for at in range(64)], Items(64), made_by={})
+        encode_store(model, Path(folder) / "warm", [str(at) for at in range(64)], Items(64), made_by={})  # reads texts
         ids = [str(at) for at in range(count)]
         started = time.perf_counter()
         encode_store(model, Path(folder) / "store", ids, Items(count), made_by={}, shard_rows=SHARD)

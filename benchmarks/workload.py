@@ -6,6 +6,7 @@ that every run and every peer gets the same bytes.
 
 import random
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +88,19 @@ def write_checkpoint(out: Path, dtype: torch.dtype = torch.float32) -> Path:
     return new_model(write_base(out.with_name(f"{out.name}-base"), dtype), out)
 
 
+@cache
+def captions() -> list[str]:
+    """The texts of the embedded benchmark's training queries."""
+    return [query.text for query in MBeir(benchmark_dir()).train_queries() if query.text]
+
+
 class Draw:
     """Texts, pictures and films by a seed."""
 
     def __init__(self, seed: int = 0) -> None:
         self._random = random.Random(seed)
         self._pixels = np.random.default_rng(seed)
-        self._texts = [query.text for query in MBeir(benchmark_dir()).train_queries() if query.text]
+        self._texts = captions()
 
     def text(self, sentences: Sequence[int] = (1, 1)) -> str:
         """So many captions of the embedded benchmark, about 8 tokens each."""
