@@ -40,11 +40,7 @@ def synchronize() -> None:
 def ratio(peer: Sequence[float], ours: Sequence[float]) -> str:
     """How many times faster than a peer: the median over rounds, and the range of the rounds."""
     rounds = [theirs / own for theirs, own in zip(peer, ours, strict=True)]
-    return f"{median_ratio(peer, ours):.2f}× ({min(rounds):.2f}–{max(rounds):.2f})"
-
-
-def median_ratio(peer: Sequence[float], ours: Sequence[float]) -> float:
-    return statistics.median(peer) / statistics.median(ours)
+    return f"{statistics.median(peer) / statistics.median(ours):.2f}× ({min(rounds):.2f}–{max(rounds):.2f})"
 
 
 def matrix_rate(dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:

@@ -45,7 +45,7 @@ TEMPLATE = (
 )
 
 
-def write_base(out: Path, dtype: torch.dtype = torch.float32) -> Path:
+def write_base(out: Path) -> Path:
     """A Qwen2-VL of 41 million random weights with its processor, as its family publishes them."""
     tokenizer = train_tokenizer(training_texts(MBeir(benchmark_dir())), 8192)
     ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL_TOKENS}
@@ -71,7 +71,7 @@ def write_base(out: Path, dtype: torch.dtype = torch.float32) -> Path:
         vision_end_token_id=ids["<|vision_end|>"],
     )
     torch.manual_seed(0)
-    AutoModelForImageTextToText.from_config(config).to(dtype).save_pretrained(out)
+    AutoModelForImageTextToText.from_config(config).save_pretrained(out)
     Qwen2VLProcessor(
         Qwen2VLImageProcessor(size={"shortest_edge": 56 * 56, "longest_edge": MOST_PIXELS}),
         tokenizer,
@@ -83,9 +83,9 @@ def write_base(out: Path, dtype: torch.dtype = torch.float32) -> Path:
     return out
 
 
-def write_checkpoint(out: Path, dtype: torch.dtype = torch.float32) -> Path:
+def write_checkpoint(out: Path) -> Path:
     """A fresh U-MARVEL checkpoint of :func:`write_base`."""
-    return new_model(write_base(out.with_name(f"{out.name}-base"), dtype), out)
+    return new_model(write_base(out.with_name(f"{out.name}-base")), out)
 
 
 @cache

@@ -76,7 +76,7 @@ def load_image(source: Any) -> Image.Image:
     if isinstance(source, dict) and source.keys() == {"bytes", "path"}:
         source = source["path"] if source["bytes"] is None else io.BytesIO(source["bytes"])
     if isinstance(source, str | Path):
-        image = _open_image(existing_file(source))
+        image = _open_image(_existing_file(source))
     elif isinstance(source, io.BytesIO):
         image = _open_image(source)
     elif isinstance(source, Image.Image):
@@ -196,14 +196,13 @@ def _chat_part(part: Any, readers: Readers) -> Message:
 
 def _part(kind: str, value: Any, readers: Readers) -> Message:
     if kind in MEDIA:
-        return {"type": kind, kind: readers[kind](existing_file(value) if isinstance(value, str | Path) else value)}
+        return {"type": kind, kind: readers[kind](_existing_file(value) if isinstance(value, str | Path) else value)}
     if not isinstance(value, str):
         raise TypeError(f"text is a {type(value).__name__}; give a str.")
     return {"type": "text", "text": value}
 
 
-def existing_file(source: str | Path) -> Path:
-    """The file that a str or Path names; refuses URLs, folders, and what is not there."""
+def _existing_file(source: str | Path) -> Path:
     if isinstance(source, str) and URL.match(source):
         raise ValueError(f"{source[:80]!r} is a URL, and nothing is fetched; download it and give its path.")
     path = Path(source)
