@@ -1,18 +1,21 @@
 """How time and memory grow with the number of items, for encoding and for search, with the model that ships.
 
     python benchmarks/cost_growth.py
-    python benchmarks/cost_growth.py --sizes 300 1000 3000 --repetitions 1
+    python benchmarks/cost_growth.py --items 300 3000 --pools 1000 10000 --repetitions 1
 
-Every measurement is a process of its own: it fills a vector store with so many items (texts of the embedded data set,
-and one picture in ten), a shard at a time, then searches a store of so many random vectors for 200 queries. Below the
-table stand the slopes of a straight line through the logarithms: 1 is linear, 0 does not grow.
+Every measurement is a process of its own. One fills a vector store with so many items (texts of the embedded data set,
+and one picture in ten), a shard at a time; one searches a store of so many random vectors for 200 queries. A slope is
+that of a straight line through the logarithms: 1 is linear, 0 does not grow. It is told of all sizes, and of the last
+two alone, where what does not depend on the size weighs least.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from umarvel_hf._torchvision import ensure_torchvision
 
@@ -24,7 +27,6 @@ from workload import Draw
 from umarvel_hf.emoji import model_dir
 from umarvel_hf.encoding import load
 from umarvel_hf.search import Search, encode_store, search_store
-from umarvel_hf.store import VectorStore
 
 QUERIES, DIMENSION, DEPTH, MEMORY = 200, 128, 50, 64 << 20
 SHARD = 8_192  # rows: what is in memory at a time
@@ -32,31 +34,37 @@ SHARD = 8_192  # rows: what is in memory at a time
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 3_000, 10_000, 30_000, 100_000])
+    parser.add_argument(
+        "--items", type=int, nargs="+", default=[1_000, 3_000, 10_000, 30_000, 100_000], help="to encode"
+    )
+    parser.add_argument(
+        "--pools", type=int, nargs="+", default=[1_000, 10_000, 100_000, 1_000_000, 3_000_000], help="to search"
+    )
     parser.add_argument("--repetitions", type=int, default=5, help="default: %(default)s")
     arguments = parser.parse_args()
-    measured: dict[str, list[list[float]]] = {"encode": [], "search": []}
-    for size in arguments.sizes:
-        for name, one in (("encode", encoding), ("search", searching)):
-            rounds = [alone(one, size) for _ in range(arguments.repetitions)]
-            measured[name].append([statistics.median(values) for values in zip(*rounds, strict=True)])
-    rows = [
-        [f"{size:,}", *(cell for name in measured for cell in cells(size, *measured[name][at]))]
-        for at, size in enumerate(arguments.sizes)
-    ]
-    slopes = [slope(arguments.sizes, values) for name in measured for values in zip(*measured[name], strict=True)]
-    seconds, memory, seconds_of_search, memory_of_search = (f"{one:.3f}" for one in slopes)
-    rows.append(["slope", seconds, "", memory, seconds_of_search, "", memory_of_search])
     print(machine())
-    header = ["items", "encode, s", "items/s", "peak RSS", "search, s", "vectors/s", "peak RSS"]
-    print(table(header, rows))
+    print(f"\n{grown('items encoded', encoding, arguments.items, arguments.repetitions)}", flush=True)
+    print(f"\n{grown('vectors searched', searching, arguments.pools, arguments.repetitions)}")
 
 
-def cells(size: int, seconds: float, memory: float) -> list[str]:
-    return [f"{seconds:.3f}", f"{size / seconds:,.0f}", f"{memory / 1e6:.0f} MB"]
+def grown(what: str, one: Callable[[int], tuple[float, float]], sizes: list[int], repetitions: int) -> str:
+    """A table of medians for every size, and the slopes."""
+    seconds, peaks, rows = [], [], []
+    for size in sizes:
+        rounds = [alone(one, size) for _ in range(repetitions)]
+        times, memory = zip(*rounds, strict=True)
+        seconds.append(statistics.median(times))
+        peaks.append(statistics.median(memory))
+        told = f"{seconds[-1]:.3f} ({min(times):.3f}–{max(times):.3f})"
+        rows.append([f"{size:,}", told, f"{size / seconds[-1]:,.0f}", f"{peaks[-1] / 1e6:.0f} MB"])
+    for name, last in (("slope", 0), ("slope of the last two", -2)):
+        rows.append(
+            [name, f"{slope(sizes[last:], seconds[last:]):.2f}", "", f"{slope(sizes[last:], peaks[last:]):.2f}"]
+        )
+    return table([what, "seconds", "a second", "peak RSS"], rows)
 
 
-def slope(sizes: list[int], values: tuple[float, ...]) -> float:
+def slope(sizes: list[int], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
@@ -86,16 +94,23 @@ def encoding(count: int) -> tuple[float, float]:
         return time.perf_counter() - started, peak_rss()
 
 
+class Noise:
+    """Random vectors of length 1 for whatever it is given."""
+
+    def __init__(self) -> None:
+        self._generator = np.random.default_rng(0)
+
+    def encode(self, inputs: Sequence[Any], **kwargs: Any) -> np.ndarray:
+        vectors = self._generator.normal(size=(len(inputs), DIMENSION)).astype(np.float32)
+        unit: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit
+
+
 def searching(count: int) -> tuple[float, float]:
-    generator = np.random.default_rng(0)
-
-    def unit(rows: int) -> np.ndarray:
-        vectors = generator.normal(size=(rows, DIMENSION)).astype(np.float32)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
     with tempfile.TemporaryDirectory() as folder:
-        store = VectorStore.write(folder, [str(at) for at in range(count)], unit(count), made_by={})
-        queries = Search(unit(QUERIES), {"": None})
+        ids = [str(at) for at in range(count)]
+        store = encode_store(Noise(), folder, ids, range(count), made_by={}, shard_rows=SHARD)
+        queries = Search(Noise().encode(range(QUERIES)), {"": None})
         seconds = []
         for _ in range(3):
             started = time.perf_counter()

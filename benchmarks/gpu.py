@@ -29,6 +29,7 @@ ensure_torchvision()
 import numpy as np
 import torch
 from measure import machine, matrix_rate, synchronize, table
+from operations import Operations
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import Qwen2VLConfig
@@ -166,19 +167,10 @@ def features_of(model: UMarvelModel, lengths: np.ndarray, pictured: np.ndarray) 
 
 
 def operations(model: UMarvelModel, lengths: np.ndarray, pictured: np.ndarray) -> tuple[float, float]:
-    """Of the decoder and of the vision tower, for tokens alone."""
-    config, tower = model.config.get_text_config(), model.vlm.visual
-    whole = lengths + PICTURE_TOKENS * pictured
-    read = 2 * _weights(model.vlm.get_decoder()) * whole.sum()
-    read += 4 * (whole.astype(float) ** 2).sum() * config.hidden_size * config.num_hidden_layers
-    patches, vision = 4 * PICTURE_TOKENS, tower.config
-    seen = pictured.sum() * patches * (2 * _weights(tower.blocks) + 2 * _weights(tower.merger) / 4)
-    seen += pictured.sum() * 4 * patches**2 * vision.embed_dim * vision.depth
-    return float(read), float(seen)
-
-
-def _weights(module: nn.Module) -> int:
-    return sum(one.weight.numel() for one in module.modules() if isinstance(one, nn.Linear))
+    """Of the decoder and of the vision tower."""
+    needed, whole = Operations(model.vlm), (lengths + PICTURE_TOKENS * pictured).astype(float)
+    read = needed.of_tokens(whole.sum(), (whole**2).sum())
+    return read, needed.of_patches([4 * PICTURE_TOKENS] * int(pictured.sum()))
 
 
 def timed(work: Callable[[], object], repetitions: int) -> list[float]:

@@ -14,9 +14,8 @@ the same pairs with the same weights, in turn, the differences of their answers 
   read. Random weights do not know how to stop, so all 128 are written where no end token comes by chance. Only
   ``--generated`` pairs of every query are run; the seconds are scaled to all of them, and the table says so.
 
-Useful work is what the pairs need if all that is shared is computed once, without padding: of the decoder, its
-attention, the vision tower but for its first and last layer. Its share is that of this machine's rate of matrix
-products, measured in the same run.
+Useful work is what the pairs need if all that is shared is computed once, without padding. Its share is that of this
+machine's rate of matrix products, measured in the same run.
 """
 
 import argparse
@@ -32,6 +31,7 @@ from umarvel_hf._torchvision import ensure_torchvision
 ensure_torchvision()
 import numpy as np
 from measure import alone, interleaved, machine, matrix_rate, peak_rss, ratio, table
+from operations import Operations
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from workload import Draw, write_base
 
@@ -178,18 +178,10 @@ def query_work(model: Any, pairs: Pairs) -> float:
     pictures = [[item["image"]] if "image" in item else [] for item in (pairs[0][0], *(own for _, own in pairs))]
     prefix, *rests = with_pictures(processor, [rows[0][:shared], *(row[shared:] for row in rows)], pictures)
     patches = [count for one in (prefix, *rests) for count in one.grids.prod(dim=1).tolist()]
-    seen = [(len(prefix) + 1) / 2 * len(prefix)]  # token pairs that attention compares
-    seen += [len(rest) * (len(prefix) + (len(rest) + 1) / 2) for rest in rests]
-    tokens = len(prefix) + sum(map(len, rests))
-    text, vision = model.transformers_model.config.text_config, model.transformers_model.config.vision_config
-    head = text.hidden_size // text.num_attention_heads
-    attention = 2 * text.hidden_size + 2 * text.num_key_value_heads * head
-    decoder = text.hidden_size * (attention + 3 * text.intermediate_size)  # weights of a layer
-    tower = vision.embed_dim**2 * (4 + 2 * vision.mlp_ratio)
-    return 2 * (
-        text.num_hidden_layers * (decoder * tokens + 2 * text.hidden_size * sum(seen))
-        + vision.depth * sum(tower * one + 2 * vision.embed_dim * one**2 for one in patches)
-    )
+    looked = (len(prefix) + 1) / 2 * len(prefix)  # pairs of tokens of which one looks at the other
+    looked += sum(len(rest) * (len(prefix) + (len(rest) + 1) / 2) for rest in rests)
+    needed = Operations(model.transformers_model.base_model)
+    return needed.of_tokens(len(prefix) + sum(map(len, rests)), looked) + needed.of_patches(patches)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--plain", type=int, nargs="*", default=[8, 32, 64], help="batch sizes without")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = alone(write_checkpoint, Path(folder) / "model")
+        checkpoint = alone(write_tiny_checkpoint, Path(folder) / "model")
         floor, _ = alone(peak_of_steps, checkpoint, CHUNK, CHUNK)
         print(
             f"{'caching':>12} {'rows':>6} {'peak':>10} {'above floor':>12} {'inputs':>10} {'to first':>9} {'rest':>6}"
@@ -44,7 +44,7 @@ def main() -> None:
                 )
 
 
-def write_checkpoint(out: Path) -> Path:
+def write_tiny_checkpoint(out: Path) -> Path:
     """A tiny base of the recipes, larger: six layers of 256 over pictures of 16 visual tokens."""
     from umarvel_hf.checkpoint import new_model
     from umarvel_hf.data import MBeir

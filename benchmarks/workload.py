@@ -15,9 +15,9 @@ from umarvel_hf._torchvision import ensure_torchvision
 ensure_torchvision()
 import numpy as np
 import torch
+from operations import Operations
 from PIL import Image
 from sentence_transformers import SentenceTransformer
-from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
     Qwen2VLConfig,
@@ -130,24 +130,14 @@ class Draw:
         return [self._random.choice(rare)() if at % 20 == 0 else self.text() for at in range(count)]
 
 
-def operations(model: SentenceTransformer, items: Sequence[Any]) -> tuple[int, int, int]:
-    """Tokens of items; the operations, without padding, of the decoder and of the vision tower."""
-    vlm = model[0].model.vlm
-    text, tower = vlm.config.get_text_config(), vlm.visual
-    per_token = 2 * sum(one.weight.numel() for one in vlm.get_decoder().modules() if isinstance(one, nn.Linear))
-    per_patch = 2 * sum(
-        one.weight.numel() / (tower.spatial_merge_size**2 if "merger" in name else 1)
-        for name, one in tower.named_modules()
-        if isinstance(one, nn.Linear | nn.Conv3d)
-    )
-    tokens = read = seen = 0
+def operations(model: SentenceTransformer, items: Sequence[Any]) -> tuple[int, float, float]:
+    """Tokens of items; the operations of the decoder and of the vision tower."""
+    needed, lengths, patches = Operations(model[0].model.vlm), [], []
     for item in items:
         features = model.preprocess([item])
-        length = features["input_ids"].shape[1]
-        tokens += length
-        read += per_token * length + 4 * length**2 * text.hidden_size * text.num_hidden_layers
+        lengths.append(features["input_ids"].shape[1])
         for name in {"image_grid_thw", "video_grid_thw"} & set(features):
             for frames, height, width in features[name].tolist():
-                patches = height * width
-                seen += frames * (per_patch * patches + 4 * patches**2 * tower.config.embed_dim * tower.config.depth)
-    return tokens, read, int(seen)
+                patches += [height * width] * frames
+    read = needed.of_tokens(sum(lengths), sum(length**2 for length in lengths))
+    return sum(lengths), read, needed.of_patches(patches)

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 from transformers import PreTrainedTokenizerBase
 
-from umarvel_hf.modeling.messages_umarvel import ItemError
+from umarvel_hf.messages import placed
 from umarvel_hf.planning import TokenCounter
 from umarvel_hf.trainer.adapters import ResumesAdapters
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
@@ -163,14 +163,8 @@ def longest_first(counter: TokenCounter, preprocess: Callable[..., Any], inputs:
     So mini-batches of gradient caching hold rows of like lengths, with hardly any padding.
     """
     order = np.argsort(-counter.count(inputs, kwargs.get("prompt")).counts, kind="stable")
-    try:
+    with placed(inputs, order.tolist()):
         features = preprocess([inputs[at] for at in order], **kwargs)
-    except ValueError as error:
-        index = getattr(error, "index", None)
-        if index is None:
-            raise
-        place, reason = int(order[index]), getattr(error, "reason", str(error))
-        raise ItemError(place, inputs[place], reason) from error
     return {**features, ROW_ORDER: torch.from_numpy(order)}
 
 

@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from tqdm import tqdm
 
 from umarvel_hf.encoding import encode, fastest_dtype, load, tokens_for
-from umarvel_hf.modeling.messages_umarvel import ItemError
+from umarvel_hf.messages import placed
 from umarvel_hf.planning import TokenCounter, plan
 
 BATCHES = 8  # of a part: so many that a process decodes ahead, so few that none waits long for the last
@@ -46,12 +46,10 @@ class DeviceEncoder:
     ) -> None:
         if not devices:
             raise ValueError("devices are none; name at least one, such as 'cuda:0'.")
-        if batch_tokens is not None and batch_tokens < 1:
-            raise ValueError(f"batch_tokens is {batch_tokens}; give at least 1, or None for what suits the devices.")
+        self._batch_tokens = tokens_for(devices[0], batch_tokens)
         if kwargs.get("dtype") == "auto":  # of the devices, not of the CPU that holds the weights here
             kwargs["dtype"] = fastest_dtype(devices[0])
         self.model = load(model, device="cpu", **kwargs)
-        self._batch_tokens = batch_tokens or tokens_for(devices[0])
         self._count, context = len(devices), get_context("spawn")
         names: SimpleQueue[str] = context.SimpleQueue()
         for device in devices:
@@ -89,10 +87,8 @@ class DeviceEncoder:
                     return vectors
                 for done in wait(waiting, return_when=FIRST_COMPLETED).done:
                     part = waiting.pop(done)
-                    try:
+                    with placed(items, part.tolist()):
                         vectors[part] = done.result()
-                    except ItemError as error:
-                        raise ItemError(int(part[error.index]), error.item, error.reason) from error
                     bar.update(len(part))
 
 

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from umarvel_hf.modeling.messages_umarvel import ItemError
+from umarvel_hf.messages import placed
 from umarvel_hf.packing import can_pack, embed_packed, packed_attention
 from umarvel_hf.planning import TokenCounter, plan
 from umarvel_hf.vision import patches_as_products, seen_once
@@ -72,13 +72,12 @@ def encode(
     """
     if isinstance(model, str | Path):
         model = load(model)
-    if batch_tokens is not None and batch_tokens < 1:
-        raise ValueError(f"batch_tokens is {batch_tokens}; give at least 1, or None for what suits the device.")
+    tokens = tokens_for(model.device, batch_tokens)
     listed = _listed(items)
     instruction = _instruction(model, prompt, prompt_name)
     if not listed:
         return np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
-    return _Encoding(model, listed, instruction).run(batch_tokens, show_progress_bar)
+    return _Encoding(model, listed, instruction).run(tokens, show_progress_bar)
 
 
 def load(model: str | Path, *, dtype: str | torch.dtype | None = None, **kwargs: Any) -> SentenceTransformer:
@@ -119,8 +118,16 @@ def fastest_dtype(device: str | torch.device | None = None) -> torch.dtype:
     return torch.bfloat16 if gain >= PAYS else torch.float32
 
 
-def tokens_for(device: str | torch.device) -> int:
-    """Tokens of a batch that suit a device."""
+def tokens_for(device: str | torch.device, batch_tokens: int | None = None) -> int:
+    """Tokens of a batch: as they are told, or what suits a device.
+
+    Raises:
+        ValueError: They are told to be less than 1.
+    """
+    if batch_tokens is not None:
+        if batch_tokens < 1:
+            raise ValueError(f"batch_tokens is {batch_tokens}; give at least 1, or None for what suits the device.")
+        return batch_tokens
     return TOKENS_ON_A_CPU if torch.device(device).type == "cpu" else TOKENS_ELSEWHERE
 
 
@@ -178,8 +185,7 @@ class _Encoding:
         self._threads = 1 if model.device.type == "cpu" else min(MOST_THREADS, os.cpu_count() or 1)
         self._own = threading.local()
 
-    def run(self, batch_tokens: int | None, show_progress_bar: bool) -> np.ndarray:
-        tokens = batch_tokens or tokens_for(self._model.device)
+    def run(self, tokens: int, show_progress_bar: bool) -> np.ndarray:
         left, done = np.arange(len(self._items)), np.zeros(len(self._items), dtype=bool)
         vectors: np.ndarray | None = None
         with ExitStack() as stack:
@@ -259,17 +265,9 @@ class _Encoding:
     def _preprocess(self, batch: np.ndarray, module: Any = None) -> dict[str, Any]:
         """Decode and process the items of a batch."""
         given = [self._items[at] for at in batch]
-        try:
+        with placed(self._items, batch.tolist()):
             features: dict[str, Any] = (module or self._own.module).preprocess(given, prompt=self._instruction)
-            return features
-        except ValueError as error:
-            index = getattr(error, "index", None)
-            if index is None:
-                raise
-            # Its class is the checkpoint's copy of ours, and it may have found the item in a list of a caller's.
-            index = next((at for at, one in enumerate(given) if one is getattr(error, "item", None)), index)
-            place, reason = int(batch[index]), getattr(error, "reason", str(error))
-            raise ItemError(place, self._items[place], reason) from error
+        return features
 
     def _padded(self, batch: np.ndarray) -> dict[str, Any]:
         """What the processor makes of texts, from the tokens that were counted."""

@@ -26,10 +26,13 @@ def fingerprint(model: Any) -> dict[str, str]:
     ensure_torchvision()
     from sentence_transformers import SentenceTransformer
 
-    if not isinstance(model, SentenceTransformer):
-        model = getattr(model, "model", model)  # of an encoder on several devices
-    if not isinstance(model, SentenceTransformer):
+    whole = model if isinstance(model, SentenceTransformer) else getattr(model, "model", None)  # of several devices
+    if not isinstance(whole, SentenceTransformer):
         return {"encoder": f"{type(model).__module__}.{type(model).__qualname__}"}
+    return _of_model(whole)
+
+
+def _of_model(model: "SentenceTransformer") -> dict[str, str]:
     modules: list[Any] = list(model)
     processor, config = modules[0].processor, modules[0].model.config
     kinds = [kind for kind in ("image", "video") if getattr(processor, f"{kind}_processor", None) is not None]
