@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from pictures import picture
+from umarvel_hf.messages import placed
 from umarvel_hf.modeling.messages_umarvel import ItemError, load_image, stack_frames, to_conversations
 
 
@@ -241,3 +242,22 @@ def test_an_error_of_the_video_reader_is_the_items():
 
     with pytest.raises(ItemError, match=r"Item 1 .*: no frames"):
         to_conversations(["a", {"video": np.zeros((1, 2, 2, 3))}], broken)
+
+
+def test_an_item_of_some_places_is_told_by_its_place_among_all():
+    items = ["a", "b", 3, "d", "e"]
+    with pytest.raises(ItemError, match=r"^Item 2 \(3\): a int is not") as caught, placed(items, [4, 2, 0]):
+        to_conversations([items[at] for at in (4, 2, 0)], read_nothing)
+    assert (caught.value.index, caught.value.item) == (2, 3)
+
+
+def test_an_item_that_was_found_in_another_list_is_told_by_what_it_is():
+    items = ["a", picture(5, 5, seed=0), "c"]
+    with pytest.raises(ItemError) as caught, placed(items, [2, 1]):
+        raise ItemError(7, items[1], "no good")
+    assert caught.value.index == 1
+
+
+def test_an_error_of_no_item_stays_as_it_is():
+    with pytest.raises(ValueError, match=r"^something else$"), placed(["a"], [0]):
+        raise ValueError("something else")

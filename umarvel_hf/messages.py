@@ -44,5 +44,5 @@ def placed(items: Sequence[Any], places: Sequence[int]) -> Iterator[None]:
             raise
         # Its class is the checkpoint's copy of ours, and it may have found the item in a list of a caller's.
         found = getattr(error, "item", None)
-        place = int(next((place for place in places if items[place] is found), places[index]))
+        place = places[next((at for at, place in enumerate(places) if items[place] is found), index)]
         raise ItemError(place, items[place], getattr(error, "reason", str(error))) from error
