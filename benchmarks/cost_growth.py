@@ -21,7 +21,8 @@ from umarvel_hf._torchvision import ensure_torchvision
 
 ensure_torchvision()
 import numpy as np
-from measure import alone, machine, peak_rss, table
+from measure import machine, table
+from memory import alone, peak_rss
 from workload import Draw
 
 from umarvel_hf.emoji import model_dir

@@ -30,7 +30,8 @@ from umarvel_hf._torchvision import ensure_torchvision
 ensure_torchvision()
 import numpy as np
 import torch
-from measure import alone, interleaved, machine, matrix_rate, peak_rss, ratio, table
+from measure import interleaved, machine, matrix_rate, ratio, table
+from memory import alone, peak_rss
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForImageTextToText
 from workload import Draw, operations, write_checkpoint

@@ -94,7 +94,7 @@ def main() -> None:
             except torch.OutOfMemoryError:
                 rows.append([name, work, *["out of memory"] * (len(header) - 2)])
         print(table(header, rows), flush=True)
-        del model, works
+        del model, works, run  # before the next is built
 
 
 def ways() -> list[str]:

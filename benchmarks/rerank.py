@@ -30,7 +30,8 @@ from umarvel_hf._torchvision import ensure_torchvision
 
 ensure_torchvision()
 import numpy as np
-from measure import alone, interleaved, machine, matrix_rate, peak_rss, ratio, table
+from measure import interleaved, machine, matrix_rate, ratio, table
+from memory import alone, peak_rss
 from operations import Operations
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from workload import Draw, write_base

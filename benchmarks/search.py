@@ -16,7 +16,6 @@ products in double precision.
 """
 
 import argparse
-import re
 import statistics
 import tempfile
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from memory import alone, peak_rss
 
 BLOCK = 8_192  # vectors read at a time, where it is not the search that reads
 QUERY_SEED = 2**32  # vectors are drawn by the row they start at
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def beside_faiss(folder: Path, arguments: argparse.Namespace) -> None:
-    from measure import alone, interleaved, machine, matrix_rate, ratio, table
+    from measure import interleaved, machine, matrix_rate, ratio, table
 
     # 1. The vectors, and the peak of each subject, in processes of their own.
     size, asked = (arguments.rows, arguments.dimension), (arguments.queries, arguments.k)
@@ -90,7 +90,7 @@ def beside_faiss(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def larger_than_memory(folder: Path, arguments: argparse.Namespace) -> None:
-    from measure import alone, table
+    from measure import table
 
     rows = arguments.mapped_rows or 4 * arguments.rows
     alone(write_store, folder, rows, arguments.dimension)
@@ -184,11 +184,6 @@ def our_peak(folder: Path, queries: int, k: int, memory: int) -> dict[str, Any]:
         best = np.lexsort((store.ids, millionths))[::-1][: ranking.positions.shape[1]]
         facts["equal"] += int((best == ranking.positions[query]).all())
     return facts | {"checked": len(checked)}
-
-
-def peak_rss() -> int:
-    """As `measure` has it, which loads torch; FAISS does not need it."""
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from measure import alone, peak_rss
+from memory import alone, peak_rss
 
 CHUNK = 8
 SIDE = 64  # as in the embedded benchmark

@@ -27,7 +27,8 @@ from umarvel_hf._torchvision import ensure_torchvision
 
 ensure_torchvision()
 import torch
-from measure import alone, interleaved, machine, matrix_rate, peak_rss, ratio, table
+from measure import interleaved, machine, matrix_rate, ratio, table
+from memory import alone, peak_rss
 from peft import LoraConfig
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from torch import Tensor

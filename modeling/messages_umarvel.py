@@ -3,6 +3,7 @@
 import io
 import mimetypes
 import re
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ Readers = dict[str, Reader]
 ROLES = ("system", "user", "assistant")
 KINDS = ("text", "image", "video")
 MEDIA = ("image", "video")
+# A picture that is still to be read from its file is read by one thread; pictures share a lock by chance alone.
+LOADING = [threading.Lock() for _ in range(61)]
 URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*://|^data:")
 ACCEPTED = (
     "a str (text), a pathlib.Path, a PIL image, a uint8 array, a dict with 'text', 'image' or 'video', or a list of "
@@ -80,7 +83,7 @@ def load_image(source: Any) -> Image.Image:
     elif isinstance(source, io.BytesIO):
         image = _open_image(source)
     elif isinstance(source, Image.Image):
-        image = source
+        image = _load_opened(source)
     elif hasattr(source, "__array__"):
         image = _image_from_array(np.asarray(source))
     else:
@@ -91,10 +94,7 @@ def load_image(source: Any) -> Image.Image:
         raise ValueError(f"a picture of mode {image.mode!r} has no known range; scale it to 8 bits first.")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    try:
-        return image.convert("RGB")
-    except OSError as error:
-        raise ValueError(f"the picture cannot be decoded ({error}); replace or leave out the file.") from error
+    return image.convert("RGB")
 
 
 def stack_frames(frames: Sequence[Any]) -> np.ndarray:
@@ -222,6 +222,15 @@ def _open_image(source: Path | io.BytesIO) -> Image.Image:
         raise ValueError(f"{str(path)!r} is not a picture that Pillow can read; convert or leave it out.") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{str(path)!r} is damaged ({error}); replace or leave out the file.") from error
+
+
+def _load_opened(image: Image.Image) -> Image.Image:
+    try:
+        with LOADING[hash(id(image)) % len(LOADING)]:
+            image.load()
+    except OSError as error:
+        raise ValueError(f"the picture cannot be decoded ({error}); replace or leave out the file.") from error
+    return image
 
 
 def _image_from_array(array: np.ndarray) -> Image.Image:

@@ -11,7 +11,7 @@ PROGRAMS = Path(__file__).parents[1] / "benchmarks"
 SMALL = {
     "encode.py": ("--items", "20", "--repetitions", "2", "--settings", "skewed"),
     "train_step.py": ("--rows", "8", "--chunk", "2", "--repetitions", "2"),
-    "search.py": ("--rows", "200000", "--queries", "500", "--repetitions", "2", "-k", "20"),
+    "search.py": ("--rows", "400000", "--queries", "500", "--repetitions", "2", "-k", "20"),
     "rerank.py": ("--candidates", "8", "--generated", "1", "--repetitions", "2", "--kinds", "texts"),
     "cost_growth.py": ("--items", "300", "900", "--pools", "1000", "9000", "--repetitions", "1"),
     "startup.py": ("--repetitions", "1"),
@@ -75,8 +75,8 @@ def test_re_ranking_is_faster_than_a_forward_per_pair_with_the_same_answers(rows
 
 def test_search_holds_less_memory_than_faiss(rows):
     header, _, faiss, ours, *_ = rows("search.py")
+    assert faiss[0].startswith("FAISS") and number(ours[header.index("of FAISS's")]) < 0.9
     assert number(ours[header.index("faster")]) > 0.3
-    assert faiss[0].startswith("FAISS")
 
 
 def test_neither_encoding_nor_search_grows_faster_than_what_it_is_given(rows):

@@ -18,6 +18,8 @@ def test_two_devices_give_the_vectors_of_one(checkpoint, embedder, pictures):
         with pytest.raises(ItemError, match=r"^Item 31 .*holds nothing"):
             encoder.encode([*items[:31], np.zeros((0, 3, 3), np.uint8), *items[31:]])
         np.testing.assert_allclose(encoder.encode(items, prompt="Find it."), vectors)  # it goes on
+        with pytest.raises(TypeError, match="items is a str"):
+            encoder.encode("a dog")
 
 
 def test_devices_must_be_named(checkpoint):

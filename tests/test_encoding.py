@@ -3,14 +3,16 @@
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pictures import picture
 from umarvel_hf import encoding
-from umarvel_hf.encoding import _Encoding, encode, fastest_dtype, load
+from umarvel_hf.encoding import _Encoding, can_encode, encode, fastest_dtype, load
 from umarvel_hf.fingerprint import fingerprint
 from umarvel_hf.modeling.messages_umarvel import ItemError
 from umarvel_hf.modeling.modeling_umarvel import PROMPTS
@@ -30,7 +32,10 @@ def items(pictures):
     return [words[0], pictures[0], *words[1:4], {"image": pictures[:2], "text": "two"}, *words[4:], chat]
 
 
-def test_vectors_are_those_of_the_host_in_the_order_of_the_items(embedder, items):
+@pytest.mark.parametrize(("packed", "threads"), [(False, 1), (False, 4), (True, 4)])
+def test_vectors_are_those_of_the_host_in_the_order_of_the_items(embedder, monkeypatch, items, packed, threads):
+    monkeypatch.setattr(encoding, "can_pack", lambda _: packed)  # as on a GPU
+    monkeypatch.setattr(encoding, "_threads_for", lambda _: threads)
     vectors = encode(embedder, items, prompt=INSTRUCTION, batch_tokens=120)
     assert vectors.shape == (len(items), 32) and vectors.dtype == np.float32
     alone = np.concatenate([embedder.encode([item], prompt=INSTRUCTION) for item in items])
@@ -157,6 +162,33 @@ def test_an_item_is_found_in_what_was_given_whoever_calls(embedder, pictures):
     assert caught.value.index == 1
 
 
+def test_a_picture_of_several_batches_is_read_from_its_file_by_one_thread(embedder, monkeypatch, tmp_path):
+    picture(1500, 1000, seed=0).save(tmp_path / "large.jpg")
+    monkeypatch.setattr(encoding, "_threads_for", lambda _: 4)
+    with Image.open(tmp_path / "large.jpg") as opened:
+        vectors = encode(embedder, [opened] * 12 + ["a dog"], batch_tokens=1)
+    close(vectors[:12], np.tile(vectors[:1], (12, 1)))
+
+
+def test_threads_have_processors_of_their_own_but_for_the_tokenizer(embedder, pictures):
+    module = embedder[0]
+    for_a_thread = encoding._for_a_thread(module)
+    assert for_a_thread.processor.image_processor is not module.processor.image_processor
+    assert isinstance(for_a_thread.processor.tokenizer, type(module.processor.tokenizer))
+    assert for_a_thread.processor.tokenizer._tokenizer is module.processor.tokenizer._tokenizer
+    given = [pictures[0], "a dog"]
+    expected, found = module.preprocess(given), for_a_thread.preprocess(given)
+    assert torch.equal(found["input_ids"], expected["input_ids"])
+
+
+def test_what_is_spread_over_devices_is_left_to_its_hooks(checkpoint):
+    spread = load(checkpoint)
+    assert can_encode(spread)
+    norm = spread[0].model.vlm.get_decoder().norm
+    norm.weight = torch.nn.Parameter(norm.weight.to("meta"))
+    assert not can_encode(spread)
+
+
 def test_where_memory_does_not_suffice_batches_are_halved(embedder, monkeypatch, items, caplog):
     embed = _Encoding._embed
 
@@ -167,9 +199,13 @@ def test_where_memory_does_not_suffice_batches_are_halved(embedder, monkeypatch,
         return embed(self, features)
 
     expected = encode(embedder, items)
+    monkeypatch.setattr(encoding, "_suffices", WeakKeyDictionary())
     monkeypatch.setattr(_Encoding, "_embed", tight)
     close(encode(embedder, items, batch_tokens=1_000), expected)
     assert "now with batch_tokens=500" in caplog.text and "now with batch_tokens=125" in caplog.text
+    caplog.clear()
+    close(encode(embedder, items, batch_tokens=1_000), expected)  # which is remembered
+    assert not caplog.text
     monkeypatch.setattr(_Encoding, "_embed", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
     with pytest.raises(torch.OutOfMemoryError):
         encode(embedder, items)

@@ -49,6 +49,14 @@ def test_no_sequence_sees_another(embedder):
     assert (one[1] - other[1]).abs().max() > 1e-3
 
 
+def test_a_padded_batch_stays_masked_meanwhile(embedder):
+    features = embedder.preprocess(["a dog", "a text that is a good deal longer than the other"])
+    with torch.inference_mode():
+        expected = embedder(dict(features))["sentence_embedding"]
+        with packed_attention(embedder[0].model):
+            assert_close(embedder(dict(features))["sentence_embedding"], expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("settings", [{"bidirectional": False}, {"positions": "sequential"}, {"pooling": "last"}])
 def test_what_a_checkpoint_says_of_attention_positions_and_pooling_holds(checkpoint, items, settings):
     embedder = load(checkpoint, config_kwargs=settings)

@@ -59,6 +59,16 @@ def test_films_are_counted_from_their_headers(embedders, film, frames, family):
     assert counted.alone.tolist() == [family in ("smolvlm", "llava_onevision")] * 3
 
 
+@pytest.mark.parametrize(("family", "times"), [("qwen2_vl", 1), ("qwen3_vl", 3)])
+def test_films_of_one_size_are_measured_once_unless_their_times_are_written(embedders, frames, family, times):
+    counter = TokenCounter(embedders(family)[0])
+    frame = np.stack([np.asarray(one) for one in frames])
+    clocks = [{"total_num_frames": 900, "fps": fps, "frames_indices": [*range(len(frame))]} for fps in (1.0, 2.0, 8.0)]
+    films = [{"video": {"array": frame, "video_metadata": clock}} for clock in clocks]
+    counter.count(films)
+    assert len(counter._known) == times
+
+
 def test_no_item_beyond_the_models_length_has_tokens_of_its_own(embedder, monkeypatch):
     monkeypatch.setattr(type(embedder[0]), "max_seq_length", 30, raising=False)
     counted = TokenCounter(embedder[0]).count(["a dog", "a dog " * 40])

@@ -16,7 +16,8 @@ class SeenPictures:
     """Remembers what the vision tower of a ``SentenceTransformer`` made of a mini-batch, where it is frozen.
 
     Gradient caching embeds a batch twice. A frozen tower, which most recipes have (recipe.md §3), would say the same
-    again. What is kept is what the decoder reads, a tenth to a third of the room of the pixels it comes from.
+    again. What is kept is what the decoder reads: of every visual token as many numbers as the decoder is wide, and as
+    many again for each layer of DeepStack.
     """
 
     def __init__(self, model: nn.Module) -> None:

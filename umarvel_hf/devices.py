@@ -16,7 +16,7 @@ ensure_torchvision()
 from sentence_transformers import SentenceTransformer
 from tqdm import tqdm
 
-from umarvel_hf.encoding import encode, fastest_dtype, load, tokens_for
+from umarvel_hf.encoding import encode, fastest_dtype, listed, load, tokens_for
 from umarvel_hf.messages import placed
 from umarvel_hf.planning import TokenCounter, plan
 
@@ -29,7 +29,8 @@ _here: dict[str, SentenceTransformer] = {}  # of a process: its model
 class DeviceEncoder:
     """An encoder on several devices, such as two GPUs, each with the whole model. Use it in ``with``.
 
-    Parts are handed out as processes are free, those of the longest items first, so that all end together.
+    Parts are handed out as processes are free, those of the longest items first, so that all end together. Processes
+    import the script that starts them, so a script does its work under ``if __name__ == "__main__":``.
 
     Args:
         model: Folder or Hub id, which every process loads; the weights wait on the CPU for checksums.
@@ -71,9 +72,10 @@ class DeviceEncoder:
 
         Raises:
             ItemError: Names the place of an item that cannot be read.
-            BrokenProcessPool: A process died, as where the system ran out of memory.
+            TypeError: ``inputs`` is a single item.
+            BrokenProcessPool: A process died, as where memory ran out, or where a script does its work on import.
         """
-        items = list(inputs)
+        items = listed(inputs)
         vectors = np.empty((len(items), self.model.get_embedding_dimension() or 0), dtype=np.float32)
         counts = TokenCounter(self.model[0]).count(items, prompt).counts
         parts = iter(plan(counts, BATCHES * self._batch_tokens))

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -30,7 +31,9 @@ from umarvel_hf.planning import TokenCounter, plan
 from umarvel_hf.vision import patches_as_products, seen_once
 
 logger = logging.getLogger(__name__)
-_alone = threading.RLock()  # one encoding of a process at a time: attention and patches are set for as long
+_alone = threading.RLock()  # one encoding of a process at a time: tokenizer, attention and patches are set for as long
+_tokenizing = threading.Lock()
+_suffices: "WeakKeyDictionary[SentenceTransformer, int]" = WeakKeyDictionary()  # tokens that a device's memory held
 
 # Of a batch: on a CPU what it computes stays in the caches, on anything else the device is kept busy.
 TOKENS_ON_A_CPU, TOKENS_ELSEWHERE = 2_048, 16_384
@@ -61,7 +64,7 @@ def encode(
         prompt_name: The name of an instruction that the checkpoint holds, such as ``"text-to-image"``.
         batch_tokens: Tokens of a batch, padding included; an item that has more is a batch of its own. It changes
             memory and speed, never a vector. None: 2,048 on a CPU, 16,384 elsewhere. Where a GPU's memory does not
-            suffice it is halved, with a warning, and encoding goes on.
+            suffice it is halved, with a warning, for this model from then on, and encoding goes on.
 
     Returns:
         (N, D) float32, one vector of length 1 an item, in order; (0, D) for no items.
@@ -73,11 +76,12 @@ def encode(
     if isinstance(model, str | Path):
         model = load(model)
     tokens = tokens_for(model.device, batch_tokens)
-    listed = _listed(items)
+    given = listed(items)
     instruction = _instruction(model, prompt, prompt_name)
-    if not listed:
+    if not given:
         return np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
-    return _Encoding(model, listed, instruction).run(tokens, show_progress_bar)
+    with _alone:
+        return _Encoding(model, given, instruction).run(tokens, show_progress_bar)
 
 
 def load(model: str | Path, *, dtype: str | torch.dtype | None = None, **kwargs: Any) -> SentenceTransformer:
@@ -132,13 +136,20 @@ def tokens_for(device: str | torch.device, batch_tokens: int | None = None) -> i
 
 
 def can_encode(model: Any) -> bool:
-    """Whether :func:`encode` takes a model: a U-MARVEL ``SentenceTransformer`` whose weights are whole on its device.
+    """Whether :func:`encode` takes a model: a U-MARVEL ``SentenceTransformer`` whose weights are whole on one device.
 
-    What is split over several devices is computed in step by all of them, which batches of one's own would break.
+    What FSDP has split is computed in step by all ranks, which batches of one's own would break; what a ``device_map``
+    has spread is brought together by hooks of the whole model, whose parts are called here.
     """
     if _kind(model) != "umarvel":
         return False
-    return not any(isinstance(one, DTensor) for one in model.parameters())
+    weights = list(model.parameters())
+    return len({one.device for one in weights}) == 1 and not any(isinstance(one, DTensor) for one in weights)
+
+
+def _threads_for(device: torch.device) -> int:
+    """Threads that process media; on a CPU the model itself takes all cores, and one is as much as there is to win."""
+    return 1 if device.type == "cpu" else min(MOST_THREADS, os.cpu_count() or 1)
 
 
 def _kind(model: Any) -> Any:
@@ -148,7 +159,12 @@ def _kind(model: Any) -> Any:
         return None
 
 
-def _listed(items: Sequence[Any] | np.ndarray) -> list[Any]:
+def listed(items: Sequence[Any] | np.ndarray) -> list[Any]:
+    """Items as a list, which a single one is not.
+
+    Raises:
+        TypeError: They are one item, or of no order.
+    """
     if isinstance(items, np.ndarray) and items.dtype.kind in "UO":
         return list(items.tolist())
     # An array of pixels would fall into its rows, a set has no order.
@@ -181,15 +197,14 @@ class _Encoding:
         self._items, self._instruction = items, instruction
         self._counted = TokenCounter(self._module).count(items, instruction)
         self._packed = can_pack(self._inner)
-        # On a CPU the model itself takes all cores: one thread is as much as there is to win.
-        self._threads = 1 if model.device.type == "cpu" else min(MOST_THREADS, os.cpu_count() or 1)
+        self._threads = _threads_for(model.device)
         self._own = threading.local()
 
     def run(self, tokens: int, show_progress_bar: bool) -> np.ndarray:
+        tokens = min(tokens, _suffices.get(self._model, tokens))
         left, done = np.arange(len(self._items)), np.zeros(len(self._items), dtype=bool)
         vectors: np.ndarray | None = None
         with ExitStack() as stack:
-            stack.enter_context(_alone)
             stack.enter_context(torch.inference_mode())
             stack.enter_context(patches_as_products(self._inner.vlm))
             if self._packed:
@@ -216,7 +231,7 @@ class _Encoding:
         longest = int(self._counted.counts[left].max())
         if tokens <= longest:
             raise
-        tokens = max(tokens // 2, longest)
+        tokens = _suffices[self._model] = max(tokens // 2, longest)
         logger.warning(
             "the device's memory does not hold a batch; %d items are left, now with batch_tokens=%d", len(left), tokens
         )
@@ -256,11 +271,7 @@ class _Encoding:
 
     def _become_a_thread(self) -> None:
         torch.set_num_threads(1)
-        module = self._module
-        if self._threads > 1:  # a fast tokenizer raises where two threads set it up at a time
-            module = copy(module)
-            module.processor = deepcopy(module.processor)
-        self._own.module = module
+        self._own.module = self._module if self._threads == 1 else _for_a_thread(self._module)
 
     def _preprocess(self, batch: np.ndarray, module: Any = None) -> dict[str, Any]:
         """Decode and process the items of a batch."""
@@ -280,15 +291,32 @@ class _Encoding:
 
     def _embed(self, features: dict[str, Any]) -> np.ndarray:
         """The vectors of a batch, (B, D) float32."""
-        features = seen_once(self._inner.vlm, batch_to_device(features, self._model.device))
+        features = batch_to_device(features, self._model.device)
         if self._packed:
             features["sentence_embedding"] = embed_packed(self._inner, features)
             for module in list(self._model)[1:]:
                 features = module(features)
         else:
-            features = self._model(features)
+            features = self._model(seen_once(self._inner.vlm, features))
         vectors: np.ndarray = features["sentence_embedding"].float().cpu().numpy()
         return vectors[:, : self._model.truncate_dim]
+
+
+class _OneAtATime:
+    """Mixed into a tokenizer that threads share: a fast one is told how to pad, then called, in two steps."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with _tokenizing:
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+
+def _for_a_thread(module: Any) -> Any:
+    """A module with a processor of its own, all but the tokenizer, of which a copy takes a second."""
+    module, tokenizer = copy(module), module.processor.tokenizer
+    shared = copy(tokenizer)
+    shared.__class__ = type(type(tokenizer).__name__, (_OneAtATime, type(tokenizer)), {})
+    module.processor = deepcopy(module.processor, {id(tokenizer): shared})
+    return module
 
 
 def _seconds_of_a_product(dtype: torch.dtype) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from umarvel_hf.modeling.modeling_umarvel import sequential_positions
 from umarvel_hf.vision import seen_once
@@ -143,9 +144,10 @@ def attend(
     return torch.cat(parts, dim=1), None
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """Sequences are kept apart by their ends."""
+def _mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """None of packed sequences, which are kept apart by their ends; of padded ones that of torch's dot product."""
+    return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **kwargs)
 
 
 AttentionInterface.register(ATTENTION, attend)
-AttentionMaskInterface.register(ATTENTION, _no_mask)
+AttentionMaskInterface.register(ATTENTION, _mask)

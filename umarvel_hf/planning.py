@@ -4,7 +4,8 @@ import io
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,8 @@ class TokenCounter:
     def count(self, items: Sequence[Any], prompt: str | None = None) -> Counted:
         """Count the tokens of items under an instruction.
 
-        Nothing but the header of a file is read. Media that cannot be read count as nothing here: they are refused,
-        by name, when they are decoded.
+        Of a file the header is read, and of a film that does not tell how many frames it has all of it. Media that
+        cannot be read count as nothing here: they are refused, by name, when they are decoded.
 
         Raises:
             ItemError: An item that is none, by its place.
@@ -89,11 +90,12 @@ class TokenCounter:
         ]
         texts = self._rendered(chats, prompt)
         bos = self._processor.tokenizer.bos_token
-        special = {"add_special_tokens": False} if bos and texts and texts[0].startswith(bos) else {}
+        begun = bool(bos and texts and texts[0].startswith(bos))
+        tokenize = partial(self._processor.tokenizer, add_special_tokens=not begun, verbose=False)
         ids: list[np.ndarray | None] = []
         counts = np.empty(len(items), dtype=np.int64)
         for start in range(0, len(texts), TOKENIZED_AT_ONCE):
-            for own in self._processor.tokenizer(texts[start : start + TOKENIZED_AT_ONCE], **special)["input_ids"]:
+            for own in tokenize(texts[start : start + TOKENIZED_AT_ONCE])["input_ids"]:
                 sizes = media[len(ids)]
                 counts[len(ids)] = len(own) + self._tokens([size for size in sizes if size])
                 ids.append(None if sizes or self._module.processing_kwargs else np.array(own, dtype=np.int32))
@@ -137,12 +139,20 @@ class TokenCounter:
         return 0
 
     def _remembered(self, sizes: tuple[Size, ...]) -> int:
-        if sizes not in self._known:
+        clocked = sizes[0].frames and self._writes_clocks
+        key = sizes if clocked else tuple(replace(size, places=(), rate=0.0) for size in sizes)
+        if key not in self._known:
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
             measure = self._measure_film if sizes[0].frames else self._measure_pictures
-            self._known[sizes] = measure(*sizes)
-        return self._known[sizes]
+            self._known[key] = measure(*sizes)
+        return self._known[key]
+
+    @cached_property
+    def _writes_clocks(self) -> bool:
+        """Whether the processor writes beside frames when they are shown: later ones in longer numbers."""
+        early, late = (Size(224, 224, 4, tuple(range(0, 4 * step, step)), 1.0) for step in (1, 9_999))
+        return self._measure_film(early) != self._measure_film(late)
 
     def _measure_pictures(self, *sizes: Size) -> int:
         if hasattr(self._processor.image_processor, "merge_size"):  # patches of one grid a picture, whatever is beside

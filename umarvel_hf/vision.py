@@ -45,7 +45,7 @@ def distinct(pixels: Tensor, grids: Tensor) -> tuple[list[int], list[int]]:
         Of all that differ the first place of each, and for every picture (N) which of these it is.
     """
     pieces = pixels.split(grids.prod(dim=1).tolist())
-    marks = torch.stack([piece[:: max(1, len(piece) // 16)].double().sum() for piece in pieces]).tolist()
+    marks = torch.stack([_mark(piece) for piece in pieces]).tolist()
     known: dict[tuple[Any, ...], list[int]] = {}
     first: list[int] = []
     which: list[int] = []
@@ -58,6 +58,12 @@ def distinct(pixels: Tensor, grids: Tensor) -> tuple[list[int], list[int]]:
             first.append(at)
         which.append(same)
     return first, which
+
+
+def _mark(pixels: Tensor) -> Tensor:
+    """A number that is the same for the same pixels, and seldom for others."""
+    some = pixels[:: max(1, len(pixels) // 16)].contiguous()
+    return some.view(torch.int16).sum(dtype=torch.int64)
 
 
 def _look(vlm: Any, kind: str, pixels: Tensor, grids: Tensor, first: list[int], which: list[int]) -> Any:
