@@ -15,13 +15,14 @@ in bfloat16; `skewed` (19 of 20 short texts, the others large pictures and films
 `recommended`: the mix from a float32 checkpoint, stock as it loads it, ours with `dtype="auto"`.
 
 The roofline is the time that the operations of the tokens alone, nothing padded, would take at the rate of a large
-matrix product of the same type, measured in the same run. Memory is that of a process of its own.
+matrix product of the same type, measured in the same rounds. Memory is that of a process of its own.
 """
 
 import argparse
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from umarvel_hf._torchvision import ensure_torchvision
 ensure_torchvision()
 import numpy as np
 import torch
-from measure import interleaved, machine, matrix_rate, ratio, table
+from measure import Products, interleaved, machine, ratio, table
 from memory import alone, peak_rss
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForImageTextToText
@@ -73,13 +74,14 @@ def compare(checkpoint: Path, kind: str, ours: str, theirs: str, count: int, rep
     if ours == theirs:
         types[REFERENCE] = theirs
     subjects = {name: Subject(name, checkpoint, dtype) for name, dtype in types.items()}
-    seconds, vectors = interleaved({name: lambda s=one: s.run(items) for name, one in subjects.items()}, repetitions)
+    products = {dtype: Products(getattr(torch, dtype)) for dtype in types.values()}
+    runs = {name: partial(one.run, items) for name, one in subjects.items()}
+    seconds, vectors = interleaved({**runs, **products}, repetitions)
     tokens, read, seen = operations(subjects[STOCK].model, items)
-    rates = {dtype: matrix_rate(getattr(torch, dtype)) for dtype in set(types.values())}
     rows = []
     for name, subject in subjects.items():
         middle = statistics.median(seconds[name])
-        roof = (read + seen) / rates[types[name]]
+        roof = (read + seen) / products[types[name]].rate(seconds[types[name]])
         memory = alone(peak_of, name, checkpoint, types[name], kind, count)
         rows.append([
             f"{count} {kind}", name, types[name], f"{middle:.2f} ({min(seconds[name]):.2f}–{max(seconds[name]):.2f})",

@@ -28,7 +28,7 @@ from umarvel_hf._torchvision import ensure_torchvision
 ensure_torchvision()
 import numpy as np
 import torch
-from measure import machine, matrix_rate, synchronize, table
+from measure import Products, machine, synchronize, table
 from operations import Operations
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
@@ -75,7 +75,9 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5, help="default: %(default)s")
     arguments = parser.parse_args()
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    rate = matrix_rate(dtype, device)
+    products = Products(dtype, device)
+    rate = products.rate(timed(products, arguments.repetitions))
+    del products  # before peaks of memory are told
     print(machine())
     print(f"{device}, {dtype}, matrix products at {rate / 1e12:.2f} TFLOP/s" + (", small shapes" * (device == "cpu")))
     header = ["shape", "work", "batch tokens", "tokens/s (range)", "padding", "MFU", "peak memory"]

@@ -9,9 +9,6 @@ from typing import Any
 
 import torch
 
-RATE_SHAPE = (4096, 1024, 4096)  # rows, inner and outer size of the product that tells the matrix rate
-GPU_RATE_SHAPE = (8192, 8192, 8192)
-
 
 def interleaved(
     subjects: Mapping[str, Callable[[], Any]], repetitions: int
@@ -42,22 +39,23 @@ def ratio(peer: Sequence[float], ours: Sequence[float]) -> str:
     return f"{statistics.median(peer) / statistics.median(ours):.2f}× ({min(rounds):.2f}–{max(rounds):.2f})"
 
 
-def matrix_rate(dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:
-    """Operations a second of a large matrix product, the best of thirty; of ten at a time on a GPU, which is told of
-    the next while it works."""
-    (rows, inner, outer), together = (RATE_SHAPE, 1) if device == "cpu" else (GPU_RATE_SHAPE, 10)
-    left = torch.randn(rows, inner, dtype=dtype, device=device)
-    weight = torch.randn(outer, inner, dtype=dtype, device=device)
-    best = float("inf")
-    with torch.inference_mode():
-        for _ in range(30):
-            synchronize()
-            started = time.perf_counter()
-            for _ in range(together):
-                torch.nn.functional.linear(left, weight)
-            synchronize()
-            best = min(best, time.perf_counter() - started)
-    return together * 2 * rows * inner * outer / best
+class Products:
+    """Ten large matrix products. As a subject beside others they tell what the machine could do meanwhile."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+        rows, inner, outer = (4096, 1024, 4096) if device == "cpu" else (8192, 8192, 8192)
+        self._left = torch.randn(rows, inner, dtype=dtype, device=device)
+        self._weight = torch.randn(outer, inner, dtype=dtype, device=device)
+        self._operations = 10 * 2 * rows * inner * outer
+
+    @torch.inference_mode()
+    def __call__(self) -> None:
+        for _ in range(10):
+            torch.nn.functional.linear(self._left, self._weight)
+
+    def rate(self, seconds: Sequence[float]) -> float:
+        """Operations a second, by the median."""
+        return self._operations / statistics.median(seconds)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

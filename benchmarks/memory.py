@@ -1,17 +1,18 @@
 """Peak memory of what runs in a process of its own; without torch, which takes some itself."""
 
-import multiprocessing
 import resource
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 
 def alone(function: Callable[..., Any], *given: Any) -> Any:
     """Call a function of a module in a process of its own, so that its memory is its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, given)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *given).result()
 
 
 def peak_rss() -> int:

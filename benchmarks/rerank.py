@@ -15,7 +15,7 @@ the same pairs with the same weights, in turn, the differences of their answers 
   ``--generated`` pairs of every query are run; the seconds are scaled to all of them, and the table says so.
 
 Useful work is what the pairs need if all that is shared is computed once, without padding. Its share is that of this
-machine's rate of matrix products, measured in the same run.
+machine's rate of matrix products, measured in the same rounds.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from umarvel_hf._torchvision import ensure_torchvision
 
 ensure_torchvision()
 import numpy as np
-from measure import interleaved, machine, matrix_rate, ratio, table
+from measure import Products, interleaved, machine, ratio, table
 from memory import alone, peak_rss
 from operations import Operations
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -69,9 +69,9 @@ def measure(folder: Path, kind: str, arguments: argparse.Namespace) -> None:
     subjects = {name: make(folder, queries, generated) for name, make in SUBJECTS.items()}
 
     # 2. Time, in turn; what was run in part is scaled.
-    seconds, answers = interleaved(subjects, arguments.repetitions)
+    seconds, answers = interleaved({**subjects, "products": (products := Products())}, arguments.repetitions)
     seconds[REFERENCE] = [one * arguments.candidates / generated for one in seconds[REFERENCE]]
-    work, rate = useful_work(folder, queries), matrix_rate()
+    work, rate = useful_work(folder, queries), products.rate(seconds.pop("products"))
 
     # 3. Memory, of each in a process of its own.
     peaks = {name: alone(peak, name, folder, kind, arguments.queries, arguments.candidates) for name in subjects}

@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def beside_faiss(folder: Path, arguments: argparse.Namespace) -> None:
-    from measure import interleaved, machine, matrix_rate, ratio, table
+    from measure import Products, interleaved, machine, ratio, table
 
     # 1. The vectors, and the peak of each subject, in processes of their own.
     size, asked = (arguments.rows, arguments.dimension), (arguments.queries, arguments.k)
@@ -63,11 +63,11 @@ def beside_faiss(folder: Path, arguments: argparse.Namespace) -> None:
         "FAISS flat": faiss_search(folder, *size, queries, arguments.k),
         "ours": our_search(folder, queries, arguments.k, arguments.memory),
     }
-    seconds, found = interleaved(subjects, arguments.repetitions)
-    same = compared(*found.values())
+    seconds, found = interleaved({**subjects, "products": (products := Products())}, arguments.repetitions)
+    same = compared(*(found[name] for name in subjects))
 
     # 3. One table.
-    rate = matrix_rate()
+    rate = products.rate(seconds["products"])
     roof = 2 * arguments.queries * arguments.rows * arguments.dimension / rate
     rows = [
         (

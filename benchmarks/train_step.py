@@ -27,7 +27,7 @@ from umarvel_hf._torchvision import ensure_torchvision
 
 ensure_torchvision()
 import torch
-from measure import interleaved, machine, matrix_rate, ratio, table
+from measure import Products, interleaved, machine, ratio, table
 from memory import alone, peak_rss
 from peft import LoraConfig
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
@@ -52,10 +52,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(Path(folder) / "model")
         steps = {name: step_of(name, checkpoint, arguments.rows, arguments.chunk) for name in (OURS, STOCK)}
-        seconds, results = interleaved(steps, arguments.repetitions)
+        seconds, results = interleaved({**steps, "products": (products := Products())}, arguments.repetitions)
         memory = {name: alone(peak_of, name, checkpoint, arguments.rows, arguments.chunk) for name in steps}
         tokens, needed = needed_by(checkpoint, arguments.rows)
-    roof = needed / matrix_rate()
+    roof = needed / products.rate(seconds["products"])
     rows = []
     for name in steps:
         middle = statistics.median(seconds[name])
