@@ -122,8 +122,8 @@ def processing(checkpoint: Path, count: int, repetitions: int) -> str:
         batches = [paths[start : start + 4] for start in range(0, count, 4)]
         most = os.cpu_count() or 1
         pools: dict[str, Executor] = {
-            f"{number} {kind}{'s' * (number > 1)}": pool(number, checkpoint)
-            for kind, pool in (("thread", threads), ("process", processes))
+            f"{kind}: {number}": pool(number, checkpoint)
+            for kind, pool in (("threads", threads), ("processes", processes))
             for number in sorted({1, most})
         }
         told = compared(

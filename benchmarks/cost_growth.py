@@ -29,7 +29,7 @@ from umarvel_hf.emoji import model_dir
 from umarvel_hf.encoding import load
 from umarvel_hf.search import Search, encode_store, search_store
 
-QUERIES, DIMENSION, DEPTH, MEMORY = 200, 128, 50, 64 << 20
+QUERIES, DIMENSION, DEPTH, MEMORY = 200, 128, 50, 256 << 20
 SHARD = 8_192  # rows: what is in memory at a time
 
 

@@ -35,7 +35,7 @@ _alone = threading.RLock()  # one encoding of a process at a time: tokenizer, at
 _tokenizing = threading.Lock()
 _suffices: "WeakKeyDictionary[SentenceTransformer, int]" = WeakKeyDictionary()  # tokens that a device's memory held
 
-# Of a batch: on a CPU what it computes stays in the caches, on anything else the device is kept busy.
+# Of a batch: on a CPU more are no faster and hold more memory, anything else is kept busy by them.
 TOKENS_ON_A_CPU, TOKENS_ELSEWHERE = 2_048, 16_384
 AHEAD = 2  # batches decoded and waiting, beside one in every thread
 MOST_THREADS = 8
