@@ -15,7 +15,6 @@ that it runs; its numbers then say nothing of a GPU. There, packed attention is 
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from umarvel_hf._torchvision import ensure_torchvision
 ensure_torchvision()
 import numpy as np
 import torch
-from measure import Products, machine, synchronize, table
+from measure import Products, interleaved, machine, table
 from operations import Operations
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
@@ -74,9 +73,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[4_096, 16_384, 65_536], help="of a batch")
     parser.add_argument("--repetitions", type=int, default=5, help="default: %(default)s")
     arguments = parser.parse_args()
+    repetitions = arguments.repetitions
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     products = Products(dtype, device)
-    rate = products.rate(timed(products, arguments.repetitions))
+    rate = products.rate(timed(products, repetitions))
     del products  # before peaks of memory are told
     print(machine())
     print(f"{device}, {dtype}, matrix products at {rate / 1e12:.2f} TFLOP/s" + (", small shapes" * (device == "cpu")))
@@ -84,17 +84,18 @@ def main() -> None:
     for name in arguments.shapes:
         model = build((SHAPES if device == "cuda" else SMALL)[name], device, dtype)
         lengths = draw_lengths(arguments.items)
-        works = {
-            f"encode, {way}, {tokens:,}": partial(encoding, model, way, lengths, tokens, rate, arguments.repetitions)
+        works: list[tuple[str, str, Callable[[], list[str]]]] = [
+            (f"encode, {way}", f"{tokens:,}", partial(encoding, model, way, lengths, tokens, rate, repetitions))
             for way in ways()
             for tokens in arguments.tokens
-        } | {"contrastive step": partial(training, model, lengths[:64], rate, arguments.repetitions)}
+        ]
+        works.append(("contrastive step", f"{CHUNK} rows", partial(training, model, lengths[:64], rate, repetitions)))
         rows = []
-        for work, run in works.items():
+        for work, batch, run in works:
             try:
-                rows.append([name, work.rpartition(", ")[0] or work, *run()])
+                rows.append([name, work, batch, *run()])
             except torch.OutOfMemoryError:
-                rows.append([name, work, *["out of memory"] * (len(header) - 2)])
+                rows.append([name, work, batch, *["out of memory"] * (len(header) - 3)])
         print(table(header, rows), flush=True)
         del model, works, run  # before the next is built
 
@@ -176,21 +177,13 @@ def operations(model: UMarvelModel, lengths: np.ndarray, pictured: np.ndarray) -
 
 
 def timed(work: Callable[[], object], repetitions: int) -> list[float]:
-    work()
-    seconds = []
-    for _ in range(repetitions):
-        synchronize()
-        started = time.perf_counter()
-        work()
-        synchronize()
-        seconds.append(time.perf_counter() - started)
-    return seconds
+    return interleaved({"work": work}, repetitions)[0]["work"]
 
 
 def encoding(
     model: UMarvelModel, way: str, lengths: np.ndarray, tokens: int, rate: float, repetitions: int
 ) -> list[str]:
-    """Batch tokens, tokens a second, padding, MFU and peak memory of encoding in a way."""
+    """Tokens a second, padding, MFU and peak memory of encoding in a way."""
     packed, pictured = way.startswith("packed"), np.arange(len(lengths)) % 2
     model.set_attn_implementation("flash_attention_2" if way == "packed flash" else "sdpa")
     whole = lengths + PICTURE_TOKENS * pictured
@@ -209,10 +202,7 @@ def encoding(
 
     seconds = timed(work, repetitions)
     slots = whole.sum() if packed else sum(one["input_ids"].numel() for one in batches)
-    return [
-        f"{tokens:,}",
-        *_told(seconds, int(whole.sum()), sum(operations(model, lengths, pictured)), rate, int(slots)),
-    ]
+    return _told(seconds, int(whole.sum()), sum(operations(model, lengths, pictured)), rate, int(slots))
 
 
 def training(model: UMarvelModel, lengths: np.ndarray, rate: float, repetitions: int) -> list[str]:
@@ -242,7 +232,7 @@ def training(model: UMarvelModel, lengths: np.ndarray, rate: float, repetitions:
     model.eval()
     read, _ = operations(model, lengths, np.zeros(len(lengths), dtype=int))
     slots = sum(one["input_ids"].numel() for one in chunks)
-    return [f"{CHUNK} rows", *_told(seconds, int(lengths.sum()), 3 * read, rate, slots)]
+    return _told(seconds, int(lengths.sum()), 3 * read, rate, slots)
 
 
 def _told(seconds: list[float], tokens: int, needed: float, rate: float, slots: int) -> list[str]:

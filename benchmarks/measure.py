@@ -18,6 +18,7 @@ def interleaved(
     Rounds go through the subjects in turn, so that what else the machine does meets all of them.
     """
     results = {name: run() for name, run in subjects.items()}
+    synchronize()
     seconds: dict[str, list[float]] = {name: [] for name in subjects}
     for _ in range(repetitions):
         for name, run in subjects.items():

@@ -83,11 +83,16 @@ def load_image(source: Any) -> Image.Image:
     elif isinstance(source, io.BytesIO):
         image = _open_image(source)
     elif isinstance(source, Image.Image):
-        image = _load_opened(source)
+        image = source
     elif hasattr(source, "__array__"):
         image = _image_from_array(np.asarray(source))
     else:
         raise TypeError(f"a picture cannot be a {type(source).__name__}; give a path, a PIL image or a uint8 array.")
+    try:
+        with LOADING[id(image) % len(LOADING)]:
+            image.load()  # of one that a caller has opened, and may have put into other threads' batches
+    except OSError as error:
+        raise ValueError(f"the picture cannot be decoded ({error}); replace or leave out the file.") from error
     if 0 in image.size:
         raise ValueError(f"a picture of {image.width} x {image.height} pixels holds nothing; leave it out.")
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
@@ -222,15 +227,6 @@ def _open_image(source: Path | io.BytesIO) -> Image.Image:
         raise ValueError(f"{str(path)!r} is not a picture that Pillow can read; convert or leave it out.") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{str(path)!r} is damaged ({error}); replace or leave out the file.") from error
-
-
-def _load_opened(image: Image.Image) -> Image.Image:
-    try:
-        with LOADING[hash(id(image)) % len(LOADING)]:
-            image.load()
-    except OSError as error:
-        raise ValueError(f"the picture cannot be decoded ({error}); replace or leave out the file.") from error
-    return image
 
 
 def _image_from_array(array: np.ndarray) -> Image.Image:

@@ -21,10 +21,10 @@ def seen_once(vlm: nn.Module, features: dict[str, Any], *, all_seen: bool = Fals
     """
     there = {kind: names for kind, names in COLUMNS.items() if names[0] in features}
     flat = all(grid in features and features[pixels].ndim == 2 for pixels, grid in there.values())
-    if not flat or "mm_encoder_outputs" not in inspect.signature(vlm.forward).parameters:
+    if not there or not flat or "mm_encoder_outputs" not in inspect.signature(vlm.forward).parameters:
         return features
     places = {kind: distinct(features[pixels], features[grid]) for kind, (pixels, grid) in there.items()}
-    if not there or not (all_seen or any(len(first) < len(which) for first, which in places.values())):
+    if not all_seen and all(len(first) == len(which) for first, which in places.values()):
         return features
     outputs = {  # of all kinds, as the host takes pixels or outputs, not some of each
         kind: _look(vlm, kind, features[pixels], features[grid], *places[kind])
