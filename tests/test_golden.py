@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from umarvel_hf.checkpoint import convert
+from umarvel_hf.conversion import convert
 from umarvel_hf.encoding import load
 from umarvel_hf.trainer.losses import DistillKL, InfoNCE
 

@@ -26,11 +26,11 @@ HEAVY = {"PIL", "datasets", "faiss", "huggingface_hub", "numpy", "sentence_trans
 # Imports point down: a part imports from the lines above its own, and from itself.
 LAYERS = [
     {"_torchvision", "modeling", "recipes", "vision"},
-    {"chat_template", "fingerprint", "messages", "packing", "prefix", "records"},
-    {"data", "planning", "store"},
+    {"chat_template", "fingerprint", "hub", "messages", "packing", "prefix", "records"},
+    {"data", "families", "planning", "store"},
     {"encoding"},
-    {"devices", "emoji", "negatives", "search"},
-    {"checkpoint", "fetch", "index", "mining", "reranking"},
+    {"checkpoint", "devices", "emoji", "negatives", "search"},
+    {"conversion", "fetch", "index", "mining", "reranking"},
     {"charts", "evaluation", "reranker_checkpoint", "smollm2", "teaching"},
     {"report", "trainer"},
     {"demo"},
@@ -52,11 +52,11 @@ TEN_PACKAGES = {
         "tests/test_metrics.py::test_the_metric_of_evaluate_agrees_also_when_loaded_from_its_folder",
     ),
     "faiss": ("umarvel_hf/index.py", "tests/test_index.py::test_search_finds_what_a_full_product_finds"),
-    "huggingface_hub": ("umarvel_hf/checkpoint.py", "tests/test_cli.py::test_new_takes_a_base_from_the_hub"),
-    "peft": ("umarvel_hf/checkpoint.py", "tests/test_checkpoint.py::test_an_adapter_is_merged_as_by_hand"),
+    "huggingface_hub": ("umarvel_hf/hub.py", "tests/test_cli.py::test_new_takes_a_base_from_the_hub"),
+    "peft": ("umarvel_hf/conversion.py", "tests/test_conversion.py::test_an_adapter_is_merged_as_by_hand"),
     "safetensors": (
-        "umarvel_hf/checkpoint.py",
-        "tests/test_checkpoint.py::test_a_stored_temperature_must_be_above_zero",
+        "umarvel_hf/conversion.py",
+        "tests/test_conversion.py::test_a_stored_temperature_must_be_above_zero",
     ),
     "sentence_transformers": (
         "modeling/sentence_transformers_umarvel.py",

@@ -17,7 +17,8 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import nn
 from transformers import AutoModelForMultimodalLM, PretrainedConfig
 
-from umarvel_hf.checkpoint import ADAPTER_PREFIX, base_of, empty_folder, local_folder
+from umarvel_hf.checkpoint import ADAPTER_PREFIX, base_of, empty_folder
+from umarvel_hf.hub import local_folder
 from umarvel_hf.modeling.configuration_umarvel import UMarvelConfig
 from umarvel_hf.modeling.modeling_umarvel import UMarvelModel
 from umarvel_hf.trainer.losses import similarity_of

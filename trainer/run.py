@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from umarvel_hf.checkpoint import copy_model, is_ours, load_processor, local_folder, new_model
+from umarvel_hf.checkpoint import copy_model, is_ours, load_processor, new_model
 from umarvel_hf.data import MBeir
 from umarvel_hf.emoji.base import build_base
 from umarvel_hf.fetch import Unreachable
+from umarvel_hf.hub import local_folder
 from umarvel_hf.store import locked, whole_file
 from umarvel_hf.trainer.card import finish_model
 from umarvel_hf.trainer.manifest import Manifest, begin, checksum, flat

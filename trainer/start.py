@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from umarvel_hf.checkpoint import base_processor, is_ours, local_folder
+from umarvel_hf.checkpoint import base_processor, is_ours
 from umarvel_hf.emoji.base import SPECIAL_TOKENS, BaseSize, base_config
+from umarvel_hf.hub import local_folder
 from umarvel_hf.modeling.configuration_umarvel import UMarvelConfig
 from umarvel_hf.trainer.adapters import projector_layers
 from umarvel_hf.trainer.recipe import Recipe, Reranker, Score, Stage, Training

@@ -8,7 +8,8 @@ from importlib import import_module as _import_module
 from pathlib import Path as _Path
 
 if _typing.TYPE_CHECKING:
-    from umarvel_hf.checkpoint import ConversionReport, convert, new_model
+    from umarvel_hf.checkpoint import new_model
+    from umarvel_hf.conversion import ConversionReport, convert
     from umarvel_hf.data import Candidate, MBeir, Pool, Query, Task
     from umarvel_hf.devices import DeviceEncoder
     from umarvel_hf.encoding import encode, load
@@ -95,7 +96,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "checkpoint": ("ConversionReport", "convert", "new_model"),
+    "checkpoint": ("new_model",),
+    "conversion": ("ConversionReport", "convert"),
     "data": ("Candidate", "MBeir", "Pool", "Query", "Task"),
     "devices": ("DeviceEncoder",),
     "encoding": ("encode", "load"),

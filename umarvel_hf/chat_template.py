@@ -4,10 +4,12 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from itertools import takewhile
 from typing import Any
 
 EMB, INSTRUCTION_START, INSTRUCTION_END = "<emb>", "<instruction_start>", "<instruction_end>"
+PLAIN_TEXT = "{#- plain text -#}\n"
 MARKS = ("\u0011", "\u0012", "\u0013", "\u0014")
 
 
@@ -84,9 +86,14 @@ def make_template(processor: Any, generation_prompt: bool) -> str:
         "instruction_end": INSTRUCTION_END,
         "control_tokens": control_tokens(processor),
     }
+    return with_data(files("umarvel_hf.modeling").joinpath("chat_template.jinja"), data)
+
+
+def with_data(body: Traversable, data: dict[str, Any]) -> str:
+    """A whole template: what it reads, a line a name, then its body, in which our one way to write a user's text is."""
     lines = [f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} -%}}" for name, value in data.items()]
-    body = files("umarvel_hf.modeling").joinpath("chat_template.jinja").read_text(encoding="utf-8")
-    return "\n".join(lines) + "\n" + body
+    plain = files("umarvel_hf").joinpath("plain_text.jinja").read_text(encoding="utf-8")
+    return "\n".join(lines) + "\n" + body.read_text(encoding="utf-8").replace(PLAIN_TEXT, plain)
 
 
 def control_tokens(processor: Any) -> list[str]:

@@ -68,7 +68,7 @@ def new(*, base: str, out: Path) -> None:
 
 def convert(*, src: str, out: Path, base: str | None, generation_prompt: str, instruction_rows: str | None) -> None:
     """Turn a checkpoint of the reference implementation into a U-MARVEL checkpoint."""
-    from umarvel_hf.checkpoint import convert
+    from umarvel_hf.conversion import convert
 
     report = convert(
         src,

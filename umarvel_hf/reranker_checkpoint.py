@@ -19,8 +19,9 @@ from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
 from transformers import AutoModelForMultimodalLM
 
-from umarvel_hf.chat_template import control_tokens, read_markers
-from umarvel_hf.checkpoint import empty_folder, limit_pixels, load_processor, local_folder
+from umarvel_hf.chat_template import control_tokens, read_markers, with_data
+from umarvel_hf.checkpoint import empty_folder, limit_pixels, load_processor
+from umarvel_hf.hub import local_folder
 from umarvel_hf.modeling.configuration_umarvel import UMarvelConfig
 from umarvel_hf.modeling.modeling_umarvel import UMarvelModel
 
@@ -100,9 +101,7 @@ def reranker_template(processor: Any) -> str:
     """The Jinja template of a re-ranker: the prompt of recipe.md §7.1 between a backbone's own markers."""
     markers = _stored_markers(processor.chat_template or "") or asdict(read_markers(processor, generation_prompt=False))
     data = {name: markers[name] for name in MARKERS} | {"control_tokens": control_tokens(processor), "prompt": PROMPT}
-    lines = [f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} -%}}" for name, value in data.items()]
-    body = files("umarvel_hf").joinpath("reranker_template.jinja").read_text(encoding="utf-8")
-    return "\n".join(lines) + "\n" + body
+    return with_data(files("umarvel_hf").joinpath("reranker_template.jinja"), data)
 
 
 def _stored_markers(template: str) -> dict[str, str]:

@@ -1,0 +1,159 @@
+"""Model repositories of the Hugging Face Hub, fetched and pushed; what goes wrong says what to do."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token, snapshot_download
+from huggingface_hub.constants import is_offline_mode
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+WEIGHTS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+CODE = ["*.py"]
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+NOT_PUSHED = ["checkpoint-*", ".*", "*.partial"]  # of a trainer, of tools, of writing that was broken off
+
+
+def local_folder(source: str | Path, *, revision: str | None = None, code: bool = False) -> Path:
+    """The folder of a checkpoint; that of a repository is downloaded, or taken from the cache.
+
+    Args:
+        source: Folder, or Hub id such as ``Qwen/Qwen2-VL-2B-Instruct``.
+        revision: Branch, tag or commit of a repository; a commit pins what is loaded, its code included.
+        code: Whether the code that came with the checkpoint is fetched, too, to be run.
+
+    Raises:
+        FileNotFoundError: There is no such folder, repository or revision.
+        PermissionError: The repository is gated or private.
+        ConnectionError: It is not in the cache and the Hub cannot be reached, or must not be.
+        ValueError: The folder is a run's, a folder is given with a revision, or what is given can be neither.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if revision is not None:
+            raise ValueError(f"revision is {revision!r}, but {path} is a folder. Leave it out, or give a Hub id.")
+        if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
+            raise ValueError(f"{path} is the folder of a run, not a checkpoint. Give {path / 'model'}.")
+        return path
+    if path.is_absolute() or str(source).startswith("."):
+        raise FileNotFoundError(f"The folder {str(source)!r} does not exist; give a checkpoint's folder or its Hub id.")
+    with _explained(str(source), revision):
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=WEIGHTS + (CODE if code else [])))
+
+
+def push(
+    folder: str | Path,
+    repo: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    message: str | None = None,
+) -> str:
+    """Push the folder of a checkpoint (an embedder, a re-ranker or an adapter) to a model repository.
+
+    The repository is made where there is none. All of the folder is pushed but hidden files and a trainer's
+    checkpoints; files of the repository that the folder lacks stay.
+
+    Args:
+        repo: Such as ``me/my-embedder``.
+        private: Of a new repository; None: as the account or organisation has it.
+        revision: Branch, made where there is none; None: ``main``.
+        message: Of the commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or it holds no checkpoint.
+        PermissionError: No token, or one that may not write there.
+        ConnectionError: The Hub cannot be reached, or must not be.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"The folder {str(folder)!r} does not exist; give the folder of a checkpoint.")
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        inner = folder / "model"
+        told = f"Give {inner}." if (inner / "config.json").is_file() else "Give the folder of a checkpoint."
+        raise FileNotFoundError(f"{folder} has no config.json, so it is no checkpoint. {told}")
+    if not is_offline_mode() and get_token() is None:
+        raise PermissionError(f"There is no token to push to {repo} with; {LOG_IN} (a token that may write).")
+    api = HfApi()
+    with _explained(repo, revision, writing=True):
+        api.create_repo(repo, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            revision=revision,
+            commit_message=message or f"Upload {folder.name} with umarvel_hf",
+            ignore_patterns=NOT_PUSHED,
+        )
+    return str(commit.commit_url)
+
+
+@contextmanager
+def _explained(repo: str, revision: str | None, *, writing: bool = False) -> Iterator[None]:
+    """Errors of the Hub in one sentence each; those that name a cause stay below it."""
+    place = os.environ.get("HF_ENDPOINT", "the Hub")
+    try:
+        yield
+    except HFValidationError as error:
+        raise ValueError(
+            f"{repo!r} is neither a folder nor a Hub id; give a folder that exists, or an id such as OWNER/NAME."
+        ) from error
+    except GatedRepoError as error:
+        raise PermissionError(
+            f"{repo} is gated: accept its terms on {place}, then {LOG_IN}, with an account that was let in."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(
+            f"{repo} has no revision {revision!r}; give one of its branches, tags or commits."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{repo} is neither a folder here nor a repository on {place} that you may see; check the spelling, and "
+            f"{LOG_IN} where it is private."
+        ) from error
+    except OfflineModeIsEnabled as error:
+        raise ConnectionError(
+            f"{repo} cannot be {'pushed' if writing else 'fetched'} while HF_HUB_OFFLINE is set; unset it."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        told = "HF_HUB_OFFLINE is set: unset it once to fetch it" if is_offline_mode() else "check the connection"
+        at = f" at revision {revision!r}" if revision else ""
+        raise ConnectionError(
+            f"{repo}{at} is no folder and not in the cache, and {place} was not reached; {told}, or give a folder."
+        ) from error
+    except EntryNotFoundError as error:
+        raise FileNotFoundError(f"{repo} lacks a file: {_first_line(error)}") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise PermissionError(
+                f"{place} refuses {'to write to' if writing else 'access to'} {repo} ({status}); {LOG_IN}, with a "
+                f"token that may{' write there' if writing else ''}."
+            ) from error
+        raise ConnectionError(f"{place} answered {status} for {repo}: {_first_line(error)}") from error
+    except OSError as error:  # httpx's errors of connection are not, but huggingface_hub wraps them where it reads
+        raise error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "httpx":
+            raise
+        raise ConnectionError(
+            f"{place} was not reached for {repo} ({_first_line(error)}); check the connection."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
