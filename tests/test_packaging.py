@@ -30,7 +30,7 @@ LAYERS = [
     {"data", "families", "planning", "store"},
     {"encoding"},
     {"checkpoint", "devices", "emoji", "negatives", "search"},
-    {"conversion", "fetch", "index", "mining", "reranking"},
+    {"conversion", "export", "fetch", "index", "mining", "reranking"},
     {"charts", "evaluation", "reranker_checkpoint", "smollm2", "teaching"},
     {"report", "trainer"},
     {"demo"},

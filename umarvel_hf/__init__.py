@@ -18,6 +18,8 @@ if _typing.TYPE_CHECKING:
     from umarvel_hf.evaluation.comparison import compare_results
     from umarvel_hf.evaluation.reranked import fit_fusion
     from umarvel_hf.evaluation.results import Result
+    from umarvel_hf.export import export
+    from umarvel_hf.hub import push
     from umarvel_hf.index import FlatIndex, Hit, build_index, retrieve
     from umarvel_hf.messages import ItemError
     from umarvel_hf.mining import mine_benchmark, show_lists
@@ -81,12 +83,14 @@ __all__ = [
     "encode",
     "evaluate_benchmark",
     "evaluate_run",
+    "export",
     "fit_fusion",
     "load",
     "load_reranker",
     "mine_benchmark",
     "new_model",
     "new_reranker",
+    "push",
     "retrieve",
     "score_table",
     "show_lists",
@@ -106,6 +110,8 @@ _MODULES = {
     "evaluation.comparison": ("compare_results",),
     "evaluation.reranked": ("fit_fusion",),
     "evaluation.results": ("Result",),
+    "export": ("export",),
+    "hub": ("push",),
     "index": ("FlatIndex", "Hit", "build_index", "retrieve"),
     "messages": ("ItemError",),
     "mining": ("mine_benchmark", "show_lists"),

@@ -9,18 +9,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from umarvel_hf._torchvision import ensure_torchvision
 
 ensure_torchvision()
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
-from transformers import AutoModelForMultimodalLM
 
 from umarvel_hf.chat_template import control_tokens, read_markers, with_data
 from umarvel_hf.checkpoint import empty_folder, limit_pixels, load_processor
+from umarvel_hf.export import language_model
 from umarvel_hf.hub import local_folder
 from umarvel_hf.modeling.configuration_umarvel import UMarvelConfig
 from umarvel_hf.modeling.modeling_umarvel import UMarvelModel
@@ -117,14 +115,6 @@ def _first_token(tokenizer: Any, word: str) -> int:
 
 def _language_model(checkpoint: Path, out: Path) -> Path:
     """Write a U-MARVEL checkpoint's backbone as the causal language model that it was made of, beside its processor."""
-    backbone = UMarvelModel.from_pretrained(checkpoint).vlm
-    config, text = backbone.config, backbone.config.get_text_config()
-    text.__dict__.pop("is_causal", None)
-    config.tie_word_embeddings = text.tie_word_embeddings = True
-    with torch.device("meta"):  # the backbone is there already
-        model = AutoModelForMultimodalLM.from_config(config)
-    setattr(model, model.base_model_prefix, backbone)
-    model.tie_weights()
     shutil.copytree(checkpoint, out, ignore=shutil.ignore_patterns("*.safetensors*", "*.py"), dirs_exist_ok=True)
-    model.save_pretrained(out)
+    language_model(UMarvelModel.from_pretrained(checkpoint).vlm, head=None).save_pretrained(out)
     return out
