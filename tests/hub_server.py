@@ -62,6 +62,12 @@ class HubServer:
         self.server.shutdown()
         self.server.server_close()
 
+    def fill(self, repo: str, folder: Path) -> None:
+        """Put the files of a folder into a repository."""
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        blobs = {name: Blob(path.read_bytes(), bool(LARGE_FILE.fullmatch(name))) for name, path in files.items()}
+        self.repositories.setdefault(repo, [Commit("initial commit")]).append(Commit("fill", blobs))
+
     def environment(self, home: Path) -> dict[str, str]:
         """The variables by which a process reaches this server, with a cache of its own in ``home``."""
         settings = {"HF_ENDPOINT": self.url, "HF_TOKEN": "hf_test", "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}

@@ -1,14 +1,18 @@
 """The command ``umarvel``: every verb as a user calls it, and one line for whatever a user gets wrong."""
 
+import inspect
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
+import typer
 import yaml
 from PIL import Image
 
@@ -16,11 +20,30 @@ from colours import COLOURS, TINY_RECIPE, write_benchmark, write_training_split
 from foreign import CHECKOUT, WARNINGS_ARE_ERRORS
 from hub_server import HubServer
 from mbeir import write_mbeir
+from umarvel_hf.approximate import build_approximate
+from umarvel_hf.checkpoint import new_model
 from umarvel_hf.cli import main
+from umarvel_hf.cli.command import EXAMPLES, application
+from umarvel_hf.conversion import convert
+from umarvel_hf.demo import run_demo
+from umarvel_hf.doctor import examine
+from umarvel_hf.emoji import write_benchmark as write_benchmark_of_emoji
 from umarvel_hf.encoding import encode, load
+from umarvel_hf.evaluation.audit import audit
+from umarvel_hf.evaluation.comparison import compare_results
 from umarvel_hf.evaluation.results import Result
+from umarvel_hf.exporting import export
+from umarvel_hf.hub import push
+from umarvel_hf.measuring import evaluate, report
+from umarvel_hf.mining import mine, mine_benchmark
+from umarvel_hf.reranker_checkpoint import new_reranker
+from umarvel_hf.searching import encode_collection, rerank, search
+from umarvel_hf.trainer.run import train
 
-VERBS = ("demo", "data", "new", "convert", "train", "mine", "evaluate", "compare", "audit", "report", "search")
+VERBS = (
+    *("demo", "data", "new", "convert", "export", "push", "doctor", "encode", "index", "search", "rerank", "train"),
+    *("mine", "evaluate", "compare", "audit", "report"),
+)
 REFERENCE = CHECKOUT / "tests/golden/qwen2_vl_published/checkpoint"
 
 
@@ -78,31 +101,42 @@ def test_the_help_of_every_verb_loads_nothing_heavy_and_gives_an_example():
 import sys
 from umarvel_hf.cli import main
 for verb in {VERBS}:
-    try:
-        main([verb, "--help"])
-    except SystemExit as end:
-        assert end.code == 0
+    assert main([verb, "--help"]) == 0
 print("loaded:", *{{name.partition(".")[0] for name in sys.modules}})
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     told, _, loaded = done.stdout.partition("loaded:")
     assert {"torch", "transformers", "numpy", "PIL", "faiss", "yaml"}.isdisjoint(loaded.split())
-    assert re.findall(r"^example: umarvel (\w+)", told, re.MULTILINE) == list(VERBS)
+    assert re.findall(r"^ *Example: umarvel (\w+)", told, re.MULTILINE) == list(VERBS)
 
 
 def test_the_version_is_that_of_the_package(capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["--version"])
-    assert end.value.code == 0
+    assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("umarvel_hf ")
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["new", "base"], ["search", "-k", "many"], ["demo", "--fast"]])
-def test_a_command_that_cannot_be_read_shows_the_usage(arguments, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    assert end.value.code == 2
-    assert "usage: umarvel" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "Missing command. See `umarvel --help`."),
+        (["serach"], "No such command 'serach'. Did you mean 'search'?. See `umarvel --help`."),
+        (["new", "base"], "Missing argument 'out'. See `umarvel new --help`."),
+        (
+            ["search", "-k", "many"],
+            "Invalid value for '-k': Input should be a valid integer, unable to parse string as an integer. See `",
+        ),
+        (["demo", "--fast"], "No such option: --fast. See `umarvel demo --help`."),
+        (["evaluate", "m", "--pools", "all"], "'all' is no pool; give local, union or local,union. See `umarvel"),
+        (["evaluate", "m", "--pixels", "x"], "'x' is no list of whole numbers; write it like 4096,8192. See"),
+        (["evaluate", "m", "--memory", "much"], "'much' is no amount of memory; write it like 8GB or 512MiB. See"),
+        (["evaluate", "m", "--tasks", ","], "it is empty; give names with commas between them. See"),
+        (["mine", "m", "--dtype", "int8"], "Invalid value for '--dtype': 'int8' is not one of"),
+    ],
+)
+def test_a_command_that_cannot_be_read_gets_one_line(arguments, told, capsys):
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("umarvel: ") and told in err and err.count("\n") == 1
 
 
 def test_data_writes_the_benchmark_and_says_where(umarvel, tmp_path, monkeypatch):
@@ -118,17 +152,10 @@ def test_new_makes_a_checkpoint(umarvel, bases, tmp_path):
 
 
 def test_new_takes_a_base_from_the_hub(bases, checkpoint, tmp_path):
-    code = """
-import sys
-from huggingface_hub import HfApi
-from umarvel_hf.cli import main
-
-HfApi().create_repo("tester/base")
-HfApi().upload_folder(repo_id="tester/base", folder_path=sys.argv[1])
-sys.exit(main(["new", "tester/base", sys.argv[2]]))
-"""
-    command = [sys.executable, *WARNINGS_ARE_ERRORS, "-c", code, str(bases("qwen2_vl")), str(tmp_path / "fresh")]
+    code = "import sys; from umarvel_hf.cli import main; sys.exit(main(['new', 'tester/base', sys.argv[1]]))"
+    command = [sys.executable, *WARNINGS_ARE_ERRORS, "-c", code, str(tmp_path / "fresh")]
     with HubServer() as server:
+        server.fill("tester/base", bases("qwen2_vl"))
         environment = os.environ | server.environment(tmp_path / "home")
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -140,7 +167,7 @@ def test_convert_reports_what_it_found_and_obeys_its_options(umarvel, tmp_path):
     printed = umarvel("convert", REFERENCE, tmp_path / "plain")
     assert printed.splitlines()[-1] == str(tmp_path / "plain")
     assert f"source: {REFERENCE}\n" in printed and "generation prompt: True\n" in printed
-    options = ("--generation-prompt", "off", "--instruction-rows", "mean")
+    options = ("--no-generation-prompt", "--instruction-rows", "mean")
     printed = umarvel("convert", REFERENCE, tmp_path / "other", *options)
     assert "generation prompt: False\n" in printed and "instruction rows: mean\n" in printed
     templates = [(tmp_path / name / "chat_template.jinja").read_text() for name in ("plain", "other")]
@@ -163,7 +190,6 @@ def test_search_finds_a_picture_in_a_folder_of_ones_own(umarvel, checkpoint, squ
     assert by_picture[0] == f"1.000  blue.png  {squares / 'blue.png'}"
     by_text = umarvel("search", "a blue square", *place, "-k", 99).splitlines()
     assert len(by_text) == 6 and any("more/cyan.png" in line for line in by_text)
-    assert by_text == umarvel("search", "--text", "a blue square", *place, "-k", 99).splitlines()
     both = umarvel("search", "a blue square", "--image", squares / "red.png", *place, "-k", 99).splitlines()
     steered = umarvel("search", "a blue square", *place, "-k", 99, "--instruction", "Find another.").splitlines()
     assert both != by_text != steered
@@ -172,8 +198,8 @@ def test_search_finds_a_picture_in_a_folder_of_ones_own(umarvel, checkpoint, squ
 def test_search_looks_through_the_embedded_pictures_and_keeps_their_index(
     umarvel, checkpoint, benchmark, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr("umarvel_hf.demo.benchmark_dir", lambda: benchmark)
-    monkeypatch.setattr("umarvel_hf.demo.model_dir", lambda: checkpoint)
+    monkeypatch.setattr("umarvel_hf.searching.benchmark_dir", lambda: benchmark)
+    monkeypatch.setattr("umarvel_hf.searching.model_dir", lambda: checkpoint)
     first = umarvel("search", "a red heart")
     assert len(first.splitlines()) == 5
     assert all(line.endswith(".png") and str(benchmark) in line for line in first.splitlines())
@@ -250,7 +276,7 @@ def test_evaluate_reranks_with_a_weight_from_another_split(
             target = data / kind / "val" / path.name.replace("_test", "_val")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text)
-    monkeypatch.setattr("umarvel_hf.reranking.load_reranker", lambda model: Favours())
+    monkeypatch.setattr("umarvel_hf.measuring.load_reranker", lambda model: Favours())
     command = ("evaluate", checkpoint, "--data", data, "--tasks", "plain_task0", "--out", tmp_path / "out")
     umarvel(*command, "--rerank", "my-reranker", "--top", 7)
     result = Result.load(tmp_path / "out")
@@ -295,18 +321,13 @@ def test_evaluate_refuses_what_makes_no_sense(refused, capsys, checkpoint, bench
     assert "--frontier measures both pools" in refused(*command, "--frontier", "--pools", "local")
     assert "--frontier times one device, and 2 are given" in refused(*command, "--frontier", "--device", "cpu,cpu")
     assert "memory is" in refused(*command, "--data", benchmark, "--memory", "1KB")
-    with pytest.raises(SystemExit):
-        main(["evaluate", "model", "--memory", "much"])
-    assert "'much' is no amount of memory; write it like 8GB or 512MiB" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["mine", "evaluate"])
 @pytest.mark.parametrize("device", ["nonsense", "cuda:999", "meta"])
 def test_a_device_that_is_not_there_is_refused(verb, device, capsys):
-    with pytest.raises(SystemExit) as end:
-        main([verb, "model", "--device", device])
-    assert end.value.code == 2
-    assert f"--device: '{device}' cannot be used here (" in capsys.readouterr().err
+    assert main([verb, "model", "--device", device]) == 2
+    assert f"Invalid value for '--device': '{device}' cannot be used here (" in capsys.readouterr().err
 
 
 def test_a_model_is_measured_on_two_devices_as_on_one(umarvel, checkpoint, benchmark, evaluated, tmp_path):
@@ -353,8 +374,8 @@ def test_report_writes_the_page_again_also_without_the_data(umarvel, refused, ev
 def test_a_search_that_makes_no_sense_is_refused(refused, checkpoint, squares, tmp_path):
     place = ("--images", squares, "--model", checkpoint)
     for nothing in ((), ("",)):
-        assert refused("search", *nothing, *place) == "there is nothing to search for; give a text, --image, or both."
-    assert "two texts are given, 'a' and --text 'b'; give one." in refused("search", "a", "--text", "b", *place)
+        told = "there is nothing to search for; give a text, a picture (--image), or both."
+        assert refused("search", *nothing, *place) == told
     assert "the file 'nope.png' does not exist" in refused("search", "--image", "nope.png", *place)
     assert "k is 0; it must be at least 1" in refused("search", "a", *place, "-k", 0)
     assert "notes.txt' is not a picture" in refused("search", "--image", squares / "notes.txt", *place)
@@ -362,7 +383,7 @@ def test_a_search_that_makes_no_sense_is_refused(refused, checkpoint, squares, t
 
 def test_a_folder_without_readable_pictures_is_refused(refused, checkpoint, tmp_path):
     search = ("search", "a", "--model", checkpoint, "--images")
-    assert "nothing' does not exist; check --images" in refused(*search, tmp_path / "nothing")
+    assert "nothing' does not exist; give a folder of pictures or a table" in refused(*search, tmp_path / "nothing")
     (tmp_path / "pictures").mkdir()
     assert "holds no picture (.png" in refused(*search, tmp_path / "pictures")
     (tmp_path / "pictures/cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -371,8 +392,9 @@ def test_a_folder_without_readable_pictures_is_refused(refused, checkpoint, tmp_
 
 def test_a_model_that_is_not_there_or_not_right_is_refused(refused, bases, checkpoint, squares, tmp_path):
     search = ("search", "a", "--images", squares, "--model")
-    assert "nothing not found" in refused(*search, tmp_path / "nothing")
-    assert "couldn't connect" in refused(*search, "nobody/nothing")  # its message has two lines
+    assert "nothing' does not exist; give a checkpoint's folder or its Hub id" in refused(*search, tmp_path / "nothing")
+    assert "nobody/nothing is no folder and not in the cache" in refused(*search, "nobody/nothing")
+    assert "'no such/model!' is neither a folder nor a Hub id" in refused(*search, "no such/model!")
     told = refused(*search, bases("qwen2_vl"))
     assert "is no U-MARVEL checkpoint (its model type is 'qwen2_vl'). Make one of it: `umarvel new " in told
     weights = shutil.copytree(checkpoint, tmp_path / "cut") / "model.safetensors"
@@ -418,3 +440,133 @@ def test_stopping_ends_quietly(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("umarvel_hf.emoji.write_benchmark", stopped)
     assert main(["data", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err == "umarvel: stopped\n"
+
+
+PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(CHECKOUT).as_posix())
+def test_the_commands_of_a_page_can_be_read(page, monkeypatch):
+    import umarvel_hf.cli.verbs  # noqa: F401  (registers them)
+
+    monkeypatch.setattr("torch.zeros", lambda *_, device: torch.ones(1))  # devices that are not here
+    verbs, text = typer.main.get_command(application).commands, page.read_text()
+    blocks = "\n".join(re.findall(r"```(?:bash|shell|sh|console)\n(.+?)```", text, re.DOTALL)).replace("\\\n", " ")
+    for command in re.findall(r"^(?:.* && )?umarvel (.+)$", blocks, re.MULTILINE):
+        verb, *options = shlex.split(re.split(r" [|>] ", command)[0], comments=True)
+        assert verb in verbs or verb.startswith("--"), command
+        if verb in verbs:
+            verbs[verb].make_context(verb, options)
+    for script in re.findall(r"python ((?:examples|benchmarks)/\S+)", text):
+        assert (CHECKOUT / script).is_file(), script
+
+
+HEAVY = ("demo", "data", "search", "train")  # examples that take the whole embedded benchmark
+AFTER = ("compare", "audit", "report")  # what needs two evaluations
+
+
+@pytest.fixture
+def desk(bases, squares, tmp_path):
+    """``desk(verbs)``: runs the examples of their help in one folder where what they name is, in one process.
+
+    The status of each must be 0, and what it prints JSON.
+    """
+    write_mbeir(tmp_path / "M-BEIR")
+    write_training_split(write_benchmark(tmp_path / "my-data"))
+    shutil.copytree(squares, tmp_path / "home/pictures")
+    new_reranker(bases("qwen2_vl"), tmp_path / "my-reranker")
+    code = """
+import json, os, shlex, sys
+from umarvel_hf.cli import main
+for example in json.loads(sys.argv[1]):
+    arguments = [os.path.expanduser(one) for one in shlex.split(example)[1:]]
+    print(main([*arguments, "--json"]), flush=True)
+"""
+    with HubServer() as server:
+        server.fill("Qwen/Qwen2-VL-2B-Instruct", bases("qwen2_vl"))
+        server.fill("TencentBAC/U-MARVEL-Qwen2VL-7B-Instruct", CHECKOUT / "tests/golden/qwen2_vl_published/checkpoint")
+        settings = {"HOME": str(tmp_path / "home"), "UMARVEL_CACHE": str(tmp_path / "cache")}
+        environment = os.environ | server.environment(tmp_path / "hub") | settings
+
+        def run(verbs):
+            examples = [EXAMPLES[verb] for verb in verbs]
+            command = [sys.executable, *WARNINGS_ARE_ERRORS, "-c", code, json.dumps(examples)]
+            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            lines = done.stdout.splitlines()
+            for example, told, status in zip(examples, lines[::2], lines[1::2], strict=True):
+                assert status == "0", f"{example}\n{done.stderr}"
+                assert isinstance(json.loads(told), dict)
+            assert "Traceback" not in done.stderr and "\r" not in done.stderr
+            return tmp_path
+
+        yield run
+
+
+def test_the_examples_of_the_help_run(desk):
+    there = desk([verb for verb in VERBS if verb not in HEAVY + AFTER])
+    for made in ("my-embedder", "u-marvel-7b", "my-backbone"):
+        assert (there / made / "model.safetensors").is_file()
+    shutil.copytree(there / "run-a", there / "run-b")
+    desk(AFTER)
+    assert (there / "difference.svg").is_file() and (there / "run-a/report.html").is_file()
+
+
+@pytest.mark.slow
+def test_the_examples_that_take_the_embedded_benchmark_run(desk):
+    there = desk(HEAVY)
+    assert (there / "umarvel-demo/report.html").is_file()
+    assert (there / "emoji-benchmark/query").is_dir()
+    assert (there / "runs/emoji-full-1-steps/model/model.safetensors").is_file()
+
+
+def parameters_of(function):
+    return list(inspect.signature(function).parameters)
+
+
+def test_every_option_is_a_parameter_of_what_the_verb_calls():
+    """Of the functions named here; what a verb does beside its call (reading a benchmark, showing) is listed."""
+    calls = {
+        "demo": (run_demo, ()),
+        "data": (write_benchmark_of_emoji, ()),
+        "new": (new_model, ("reranker",)),
+        "convert": (convert, ()),
+        "export": (export, ()),
+        "push": (push, ()),
+        "doctor": (examine, ()),
+        "encode": (encode_collection, ()),
+        "index": (build_approximate, ()),
+        "search": (search, ()),
+        "rerank": (rerank, ()),
+        "train": (train, ("data", "dry_run")),
+        "mine": (mine_benchmark, ("model", "table", "data", "show", "qids", "device", "dtype", *parameters_of(mine))),
+        "evaluate": (evaluate, ()),
+        "compare": (compare_results, ("plot",)),
+        "audit": (audit, ()),
+        "report": (report, ()),
+    }
+    assert tuple(calls) == VERBS
+    import umarvel_hf.cli.verbs as verbs
+
+    modules = [getattr(verbs, name) for name in ("starting", "checkpoints", "searching", "training", "measuring")]
+    for verb, (function, more) in calls.items():
+        (own,) = [getattr(module, verb) for module in modules if hasattr(module, verb)]
+        known = {*parameters_of(function), *more}
+        renamed = {"data": "root"} if verb == "audit" else {}
+        asked = {renamed.get(name, name) for name in parameters_of(own)}
+        assert asked <= known, (verb, asked - known)
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("umarvel se", ["search"]),
+        ("umarvel search --in", ["--index", "--instruction"]),
+        ("umarvel convert a b --family l", ["lamra"]),
+    ],
+)
+def test_a_shell_completes_verbs_options_and_choices(words, offered):
+    code = "import sys; from umarvel_hf.cli import main; sys.exit(main([]))"
+    asked = {"_UMARVEL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True)
+    assert done.stdout.split() == offered

@@ -5,27 +5,28 @@ import shutil
 import pytest
 
 from colours import COLOURS, write_benchmark, write_training_split
+from umarvel_hf import searching
 from umarvel_hf.data import MBeir
-from umarvel_hf.demo import QUERIES, run_demo, search_pictures
+from umarvel_hf.demo import QUERIES, run_demo
+from umarvel_hf.emoji import INSTRUCTIONS
 from umarvel_hf.encoding import load
 from umarvel_hf.evaluation.results import MODEL, Result
-
-NO_ANSWER = {"text": None, "image": None, "images": None, "model": None, "instruction": None, "k": 3}
+from umarvel_hf.searching import search
 
 
 @pytest.fixture
 def small(tmp_path, monkeypatch, checkpoint):
     """The folder of a small benchmark, which the demo takes for the embedded one; a tiny random model is its model."""
     folder = write_training_split(write_benchmark(tmp_path / "small"))
-    monkeypatch.setattr("umarvel_hf.demo.benchmark_dir", lambda: folder)
-    monkeypatch.setattr("umarvel_hf.demo.model_dir", lambda: checkpoint)
+    for module in ("demo", "searching"):
+        monkeypatch.setattr(f"umarvel_hf.{module}.benchmark_dir", lambda: folder)
+        monkeypatch.setattr(f"umarvel_hf.{module}.model_dir", lambda: checkpoint)
     monkeypatch.setenv("UMARVEL_CACHE", str(tmp_path / "cache"))
     return folder
 
 
-def test_the_demo_evaluates_searches_and_writes_its_report(small, tmp_path, capsys):
-    run_demo(tmp_path / "out")
-    printed = capsys.readouterr().out
+def test_the_demo_evaluates_searches_and_writes_its_report(small, tmp_path):
+    printed = str(run_demo(tmp_path / "out"))
     result = Result.load(tmp_path / "out/result.json")
     assert result.settings["model"] == "shipped with the package"
     assert [(task.dataset, task.task_id) for task in result.tasks] == [("dark", 4), ("plain", 0), ("plain", 3)]
@@ -36,15 +37,11 @@ def test_the_demo_evaluates_searches_and_writes_its_report(small, tmp_path, caps
         assert all(line.endswith(".png") for line in found)
     page = (tmp_path / "out/report.html").read_text()
     assert "data:image/png;base64," in page
-    assert printed.endswith(f"report: {(tmp_path / 'out/report.html').resolve()}\n")
+    assert printed.endswith(f"report: {(tmp_path / 'out/report.html').resolve()}")
 
 
-def test_the_demo_twice_prints_the_same(small, tmp_path, capsys):
-    printed = []
-    for _ in range(2):
-        run_demo(tmp_path / "out")
-        printed.append(capsys.readouterr().out)
-    assert printed[0] == printed[1]
+def test_the_demo_twice_shows_the_same(small, tmp_path):
+    assert str(run_demo(tmp_path / "out")) == str(run_demo(tmp_path / "out"))
 
 
 def test_the_demo_can_train_its_model_first(small, tmp_path, checkpoint, monkeypatch):
@@ -63,9 +60,9 @@ def test_the_demo_can_train_its_model_first(small, tmp_path, checkpoint, monkeyp
 
 def test_the_embedded_pictures_are_those_without_a_text(small):
     pool = MBeir(small).union_pool("test")
-    lines = search_pictures(**NO_ANSWER | {"text": "red", "k": 99})
-    assert len(lines) == len([one for one in pool.values() if one.image and not one.text]) == 2 * len(COLOURS)
-    scores = [float(line.split()[0]) for line in lines]
+    found = search("red", k=99)
+    assert len(found) == len([one for one in pool.values() if one.image and not one.text]) == 2 * len(COLOURS)
+    scores = [one.score for one in found]
     assert scores == sorted(scores, reverse=True)
 
 
@@ -75,23 +72,23 @@ def test_a_model_whose_weights_are_in_several_files_searches_the_embedded_pictur
         if path.is_file() and path.name != "model.safetensors" and not (tmp_path / "sharded" / path.name).exists():
             shutil.copy(path, tmp_path / "sharded")
     assert not (tmp_path / "sharded/model.safetensors").exists()
-    query = NO_ANSWER | {"text": "red"}
-    assert search_pictures(**query | {"model": str(tmp_path / "sharded")}) == search_pictures(**query)
+    plain = search("red", instruction="Find it.")
+    assert search("red", instruction="Find it.", model=tmp_path / "sharded") == plain
 
 
 def test_an_instruction_that_fits_the_query_is_chosen(small, monkeypatch):
-    given = []
+    given, real = [], searching.embed
 
-    def retrieve(encoder, index, query, *, instruction, k):
+    def embed(encoder, items, *, instruction=None, **kwargs):
         given.append(instruction)
-        return []
+        return real(encoder, items, instruction=instruction, **kwargs)
 
-    monkeypatch.setattr("umarvel_hf.demo.retrieve", retrieve)
+    monkeypatch.setattr(searching, "embed", embed)
     picture = small / "mbeir_images/plain_red.png"
     for query in ({"text": "red"}, {"image": picture}, {"image": picture, "text": "darker"}):
-        assert search_pictures(**NO_ANSWER | query) == []
-    assert len(set(given)) == 3
-    search_pictures(**NO_ANSWER | {"text": "red", "instruction": "Find it."})
+        search(**query)
+    assert given == list(INSTRUCTIONS.values())
+    search("red", instruction="Find it.")
     assert given[-1] == "Find it."
 
 

@@ -18,7 +18,7 @@ if _typing.TYPE_CHECKING:
     from umarvel_hf.evaluation.comparison import compare_results
     from umarvel_hf.evaluation.reranked import fit_fusion
     from umarvel_hf.evaluation.results import Result
-    from umarvel_hf.export import export
+    from umarvel_hf.exporting import export
     from umarvel_hf.hub import push
     from umarvel_hf.index import FlatIndex, Hit, build_index, retrieve
     from umarvel_hf.messages import ItemError
@@ -110,7 +110,7 @@ _MODULES = {
     "evaluation.comparison": ("compare_results",),
     "evaluation.reranked": ("fit_fusion",),
     "evaluation.results": ("Result",),
-    "export": ("export",),
+    "exporting": ("export",),
     "hub": ("push",),
     "index": ("FlatIndex", "Hit", "build_index", "retrieve"),
     "messages": ("ItemError",),

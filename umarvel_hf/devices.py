@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -14,11 +14,12 @@ from umarvel_hf._torchvision import ensure_torchvision
 
 ensure_torchvision()
 from sentence_transformers import SentenceTransformer
-from tqdm import tqdm
 
 from umarvel_hf.encoding import encode, fastest_dtype, listed, load, tokens_for
 from umarvel_hf.messages import placed
 from umarvel_hf.planning import TokenCounter, plan
+from umarvel_hf.progress import Progress
+from umarvel_hf.search import Encoder
 
 BATCHES = 8  # of a part: so many that a process decodes ahead, so few that none waits long for the last
 WAITING = 2  # parts sent to every process ahead
@@ -80,7 +81,7 @@ class DeviceEncoder:
         counts = TokenCounter(self.model[0]).count(items, prompt).counts
         parts = iter(plan(counts, BATCHES * self._batch_tokens))
         waiting: dict[Future[np.ndarray], np.ndarray] = {}
-        with tqdm(total=len(items), desc="items", disable=not show_progress_bar) as bar, _cancelling(waiting):
+        with Progress(total=len(items), desc="items", show=show_progress_bar) as bar, _cancelling(waiting):
             while True:
                 while len(waiting) < WAITING * self._count and (part := next(parts, None)) is not None:
                     given = [items[at] for at in part]
@@ -109,3 +110,22 @@ def _load(model: str, names: "SimpleQueue[str]", kwargs: dict[str, Any]) -> None
 
 def _encode(items: list[Any], prompt: str | None, batch_tokens: int) -> np.ndarray:
     return encode(_here["model"], items, prompt=prompt, batch_tokens=batch_tokens)
+
+
+@contextmanager
+def open_encoder(
+    model: str | Path, device: Sequence[str] | None = None, dtype: str | None = None, batch_tokens: int | None = None
+) -> Iterator[tuple[Encoder, int | None]]:
+    """A model on its device or devices, and the tokens of a batch where it is told them by each call.
+
+    Args:
+        model: Folder or Hub id.
+        device: One or several; None: the best there is.
+        dtype: As in :func:`umarvel_hf.encoding.load`.
+        batch_tokens: As in :func:`umarvel_hf.encoding.encode`.
+    """
+    if device is None or len(device) == 1:
+        yield cast(Encoder, load(model, device=device[0] if device else None, dtype=dtype)), batch_tokens
+        return
+    with DeviceEncoder(model, device, batch_tokens=batch_tokens, dtype=dtype) as encoder:
+        yield encoder, None

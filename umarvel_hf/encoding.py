@@ -23,11 +23,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import batch_to_device, get_device_name
 from torch.distributed.tensor import DTensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
+from umarvel_hf.hub import local_folder
 from umarvel_hf.messages import placed
 from umarvel_hf.packing import can_pack, embed_packed, packed_attention
 from umarvel_hf.planning import TokenCounter, plan
+from umarvel_hf.progress import Progress
 from umarvel_hf.vision import patches_as_products, seen_once
 
 logger = logging.getLogger(__name__)
@@ -84,20 +85,25 @@ def encode(
         return _Encoding(model, given, instruction).run(tokens, show_progress_bar)
 
 
-def load(model: str | Path, *, dtype: str | torch.dtype | None = None, **kwargs: Any) -> SentenceTransformer:
+def load(
+    model: str | Path, *, revision: str | None = None, dtype: str | torch.dtype | None = None, **kwargs: Any
+) -> SentenceTransformer:
     """Load a U-MARVEL checkpoint (folder or Hub id) as ``SentenceTransformer``; ``kwargs`` as there.
 
     Args:
+        revision: Branch, tag or commit of a repository; a commit pins weights and code.
         dtype: Of the weights. None: as they are stored; ``"auto"``: what this hardware multiplies fastest
             (:func:`fastest_dtype`); or a type, such as ``"bfloat16"``.
 
     Raises:
         ValueError: It is another kind of model.
+        FileNotFoundError, PermissionError, ConnectionError: As in :func:`umarvel_hf.hub.local_folder`.
     """
+    folder = local_folder(model, revision=revision, code=True)
     if dtype is not None:
         chosen = fastest_dtype(kwargs.get("device")) if dtype == "auto" else dtype
         kwargs["model_kwargs"] = {**(kwargs.get("model_kwargs") or {}), "dtype": chosen}
-    embedder = SentenceTransformer(str(model), trust_remote_code=True, **kwargs)
+    embedder = SentenceTransformer(str(folder), trust_remote_code=True, **kwargs)
     if (kind := _kind(embedder)) != "umarvel":
         raise ValueError(
             f"{model} is no U-MARVEL checkpoint (its model type is {kind!r}). Make one of it: "
@@ -209,7 +215,7 @@ class _Encoding:
             stack.enter_context(patches_as_products(self._inner.vlm))
             if self._packed:
                 stack.enter_context(packed_attention(self._inner))
-            bar = stack.enter_context(tqdm(total=len(left), desc="items", disable=not show_progress_bar))
+            bar = stack.enter_context(Progress(total=len(left), desc="items", show=show_progress_bar))
             while len(left):
                 try:
                     for batch, embedded in self._embedded(left, tokens):

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 from accelerate import PartialState
-from tqdm import tqdm
 
 from umarvel_hf.data import CANDIDATE_MODALITY, MODALITIES, Candidate, Item, MBeir, Pool, Query
 from umarvel_hf.fingerprint import fingerprint
 from umarvel_hf.negatives import MinedList, NegativeTable, table_writer
+from umarvel_hf.progress import Progress
 from umarvel_hf.records import Ids
 from umarvel_hf.search import PAIRS, SCALE, Encoder, Search, encode_store, exact_scores, inputs_digest, search_store
 from umarvel_hf.store import StoreChain, Vectors, VectorStore, as_ids
@@ -150,7 +150,7 @@ def mine(
                 with ExitStack() as stack:
                     add = {name: stack.enter_context(table_writer(*file)) for name, file in files.items()}
                     found = _search(queries, answers, candidates, folder, pools, depth, memory)
-                    for name, one in tqdm(found, "lists", len(pools) * len(answers), disable=not show_progress):
+                    for name, one in Progress(found, "lists", len(pools) * len(answers), show=show_progress):
                         add[name](one)
             wait()
     if first and vectors is None:

@@ -18,7 +18,7 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 
 from umarvel_hf.chat_template import control_tokens, read_markers, with_data
 from umarvel_hf.checkpoint import empty_folder, limit_pixels, load_processor
-from umarvel_hf.export import language_model
+from umarvel_hf.exporting import language_model
 from umarvel_hf.hub import local_folder
 from umarvel_hf.modeling.configuration_umarvel import UMarvelConfig
 from umarvel_hf.modeling.modeling_umarvel import UMarvelModel

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from umarvel_hf.data import Item, Query, as_item, format_string
 from umarvel_hf.fingerprint import weights_digest
+from umarvel_hf.hub import local_folder
+from umarvel_hf.progress import Progress
 from umarvel_hf.search import Ranking, best_first
 from umarvel_hf.store import whole_file
 
@@ -106,7 +107,7 @@ class PairJudge:
         pairs = [(as_parts(query), as_parts(candidate)) for query, candidate in inputs]
         answers = np.full(len(pairs), np.nan, dtype=np.float32)
         shared = prefix.by_query(pairs) if prefix.shares_prefixes(self.model) else []
-        for at in tqdm(shared, "re-ranking", disable=not show_progress_bar):
+        for at in Progress(shared, "re-ranking", show=show_progress_bar):
             answers[at] = prefix.judge_query(self.model, [pairs[one] for one in at])
         if rest := sorted(set(range(len(pairs))).difference(*shared)):
             answers[rest] = self._plain([pairs[one] for one in rest], show_progress_bar)
@@ -123,15 +124,23 @@ def as_parts(item: Item) -> dict[str, Any]:
     return {kind: str(value) if isinstance(value, Path) else value for kind, value in parts.items()}
 
 
-def load_reranker(model: str | Path, **kwargs: Any) -> PairJudge:
-    """Load a ``CrossEncoder`` (folder or Hub id; ``kwargs`` as there) whose scores are probabilities."""
+def load_reranker(model: str | Path, *, revision: str | None = None, **kwargs: Any) -> PairJudge:
+    """Load a ``CrossEncoder`` (folder or Hub id; ``kwargs`` as there) whose scores are probabilities.
+
+    Args:
+        revision: Branch, tag or commit of a repository.
+
+    Raises:
+        FileNotFoundError, PermissionError, ConnectionError: As in :func:`umarvel_hf.hub.local_folder`.
+    """
     from umarvel_hf._torchvision import ensure_torchvision
 
     ensure_torchvision()
     import torch
     from sentence_transformers import CrossEncoder
 
-    loaded = CrossEncoder(str(model), trust_remote_code=True, activation_fn=torch.nn.Sigmoid(), **kwargs)
+    folder = local_folder(model, revision=revision, code=True)
+    loaded = CrossEncoder(str(folder), trust_remote_code=True, activation_fn=torch.nn.Sigmoid(), **kwargs)
     return PairJudge(loaded)
 
 

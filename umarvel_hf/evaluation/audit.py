@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from umarvel_hf.data import TASK_TYPES
 from umarvel_hf.evaluation.audit_reader import INSTRUCTIONS, KINDS, LISTS, File, Finding, Reader
+from umarvel_hf.progress import Progress
 from umarvel_hf.records import CANDIDATE_FIELDS, MODALITIES, QUERY_FIELDS, id_array, judgement_of
 
 
@@ -41,7 +41,7 @@ class Audit:
 
     def as_json(self) -> str:
         """All of it, and ``sound``."""
-        return json.dumps({"sound": self.sound, **asdict(self)}, indent=2, ensure_ascii=False)
+        return json.dumps({"sound": self.sound, **asdict(self)}, ensure_ascii=False)
 
 
 def audit(root: str | Path, *, images: bool = True, show_progress: bool = False) -> Audit:
@@ -61,7 +61,7 @@ def audit(root: str | Path, *, images: bool = True, show_progress: bool = False)
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder. Pass the folder that holds query/ and cand_pool/.")
     size = sum(path.stat().st_size for folder in ("query", "cand_pool") for path in root.glob(f"{folder}/*/*.jsonl"))
-    with ThreadPoolExecutor() as threads, tqdm(total=size, unit="B", unit_scale=True, disable=not show_progress) as bar:
+    with ThreadPoolExecutor() as threads, Progress(total=size, unit="B", unit_scale=True, show=show_progress) as bar:
         return _Auditor(root, images, threads, bar).run()
 
 

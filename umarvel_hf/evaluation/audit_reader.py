@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from umarvel_hf.data import TASK_TYPES
+from umarvel_hf.progress import Progress
 from umarvel_hf.records import (
     MODALITIES,
     Fields,
@@ -120,7 +120,7 @@ class Reader:
         bar: Counts the bytes of the files.
     """
 
-    def __init__(self, root: Path, images: bool, threads: ThreadPoolExecutor, bar: "tqdm[Any]") -> None:
+    def __init__(self, root: Path, images: bool, threads: ThreadPoolExecutor, bar: Progress) -> None:
         self.root, self.open_images, self.threads, self.bar = root, images, threads, bar
         self.findings: dict[tuple[str, str], Finding] = {}
         self.images: dict[int, int] = {}  # digest of the path: digest of the bytes

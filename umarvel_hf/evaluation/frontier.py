@@ -12,7 +12,6 @@ from typing import Any
 
 import faiss
 import numpy as np
-from tqdm import tqdm
 
 from umarvel_hf.checkpoint import knows_pixels, limit_pixels
 from umarvel_hf.data import MBeir, Task
@@ -30,6 +29,7 @@ from umarvel_hf.evaluation.retrieval import (
     vectors_folder,
 )
 from umarvel_hf.fingerprint import fingerprint
+from umarvel_hf.progress import Progress
 from umarvel_hf.search import Encoder, Ranking, best_first, embed
 from umarvel_hf.store import whole_file
 
@@ -103,7 +103,7 @@ def measure_frontier(
     limits: Sequence[int | None] = max_pixels or [None]
     points = []
     with vectors_folder(Path(vectors) if vectors is not None else None) as folder:
-        for limit in tqdm(limits, "image pixels", disable=not show_progress):
+        for limit in Progress(limits, "image pixels", show=show_progress):
             with image_pixels(encoder, limit) as (own, pixels):
                 place = folder if pixels == own else folder / f"pixels-{pixels}"
                 encoded = _Encoded(encoder, benchmark, chosen, split, place, batch_tokens, show_progress)

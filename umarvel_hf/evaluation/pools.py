@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Never
 
 import numpy as np
-from tqdm import tqdm
 
 from umarvel_hf.data import MODALITIES, Candidate, Item, MBeir, Pool, Task
+from umarvel_hf.progress import Progress
 from umarvel_hf.records import Ids
 from umarvel_hf.search import Encoder, embed, inputs_digest
 from umarvel_hf.store import StoreChain, VectorStore, fill_store
@@ -105,7 +104,7 @@ class Candidates:
     ) -> StoreChain:
         """Encode every did once, one store a pool below ``folder``; what stands there already is taken."""
         stores: list[VectorStore] = []
-        with tqdm(total=len(self.distinct), desc="candidates", disable=not show_progress) as bar:
+        with Progress(total=len(self.distinct), desc="candidates", show=show_progress) as bar:
             for part in self._parts:
                 store = fill_store(
                     folder / part.name,
@@ -152,7 +151,7 @@ class Candidates:
             )
 
 
-def _embed(encoder: Encoder, batch_tokens: int | None, bar: "tqdm[Never]", items: list[Item]) -> np.ndarray:
+def _embed(encoder: Encoder, batch_tokens: int | None, bar: Progress, items: list[Item]) -> np.ndarray:
     parts = []
     for start in range(0, len(items), CHUNK):
         parts.append(embed(encoder, items[start : start + CHUNK], batch_tokens=batch_tokens))

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from umarvel_hf.data import MBeir
 from umarvel_hf.evaluation.metrics import judge, measure
@@ -19,6 +18,7 @@ from umarvel_hf.evaluation.retrieval import (
     choose_tasks,
     retrieve_all,
 )
+from umarvel_hf.progress import Progress
 from umarvel_hf.reranking import WEIGHTS, Fusion, Reranker, fuse, judge_pairs, reranker_query
 from umarvel_hf.search import Encoder, Ranking
 
@@ -73,7 +73,7 @@ def fit_fusion(
         show_progress=show_progress,
     )
     scores: dict[float, list[float]] = {weight: [] for weight in WEIGHTS}
-    for found in tqdm(retrieval.found, "fitting the weight", disable=not show_progress):
+    for found in Progress(retrieval.found, "fitting the weight", show=show_progress):
         answers = _ask(reranker, retrieval, found, top)
         for weight, means in scores.items():
             lists = retrieval.dids(_fused(retrieval, found, answers, weight)["local"])
@@ -99,7 +99,7 @@ def add_reranked(
     show_progress: bool,
 ) -> None:
     """Put the re-ranked lists beside the model's."""
-    bar = tqdm(retrieval.found, "re-ranking", disable=not show_progress)
+    bar = Progress(retrieval.found, "re-ranking", show=show_progress)
     for found, rankings in zip(bar, systems, strict=True):
         answers = _ask(reranker, retrieval, found, fusion.top)
         rankings[RERANKED] = _fused(retrieval, found, answers, fusion.weight)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from umarvel_hf.data import CANDIDATE_MODALITY, MBeir, Query, Task
 from umarvel_hf.evaluation.pools import Candidates
 from umarvel_hf.evaluation.results import MBEIR_TASKS
 from umarvel_hf.fingerprint import fingerprint
+from umarvel_hf.progress import Progress
 from umarvel_hf.search import Encoder, Ranking, Search, encode_store, search_store
 
 SUITES = ("m-beir", "emoji")
@@ -170,7 +170,7 @@ def retrieve_all(
             logger.info("vectors of %d candidates stand in %s", len(candidates.distinct), folder)
         encoded = time.perf_counter()
         searches = {}
-        for asked in tqdm(found, "queries", disable=not show_progress):
+        for asked in Progress(found, "queries", show=show_progress):
             at = {"local": candidates.local(asked.task), "union": candidates.distinct}
             for number, instructions in enumerate(asked.instructions):
                 queries = encode_queries(encoder, benchmark, asked, instructions, folder, made_by, split, batch_tokens)

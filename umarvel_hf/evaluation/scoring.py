@@ -1,7 +1,6 @@
 """Values of every query and metric from what was found, and the baselines beside the model."""
 
 import numpy as np
-from tqdm import tqdm
 
 from umarvel_hf.data import MODALITIES
 from umarvel_hf.evaluation.baselines import BASELINES, ranked
@@ -16,6 +15,7 @@ from umarvel_hf.evaluation.results import (
     own_metric,
 )
 from umarvel_hf.evaluation.retrieval import DEPTH, Found, Retrieval, Systems
+from umarvel_hf.progress import Progress
 from umarvel_hf.search import Ranking
 
 
@@ -76,7 +76,7 @@ def add_baselines(retrieval: Retrieval, rankings: list[Systems], show_progress: 
     contents = candidates.at(everything)
     for name, kind in BASELINES.items():
         baseline = kind(contents)
-        bar = tqdm(retrieval.found, name, disable=not show_progress)
+        bar = Progress(retrieval.found, name, show=show_progress)
         for found, systems in zip(bar, rankings, strict=True):
             own = np.isin(candidates.dids[everything], candidates.dids[candidates.local(found.task)])
             pools = {"local": np.flatnonzero(own), "union": np.arange(len(everything))}

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 from edits import edited
 from umarvel_hf.checkpoint import new_model
 from umarvel_hf.conversion import convert
-from umarvel_hf.export import export
+from umarvel_hf.exporting import export
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ("qwen2_vl", "qwen3_vl", "smolvlm", "llava_onevision")

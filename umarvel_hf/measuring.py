@@ -1,0 +1,177 @@
+"""The journey of an evaluation: a model on a benchmark, with a re-ranker or a frontier, down to a page of results."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from umarvel_hf.data import MBeir
+from umarvel_hf.devices import open_encoder
+from umarvel_hf.emoji import DATASETS, benchmark_dir
+from umarvel_hf.evaluation.benchmark import evaluate_benchmark, evaluate_run
+from umarvel_hf.evaluation.frontier import load_frontier, measure_frontier, save_frontier
+from umarvel_hf.evaluation.reranked import fit_fusion
+from umarvel_hf.evaluation.results import POOLS, Result
+from umarvel_hf.report import write_report
+from umarvel_hf.reranking import Fusion, Reranker, load_reranker
+
+MEMORY = 8_000_000_000
+TOP = 50
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate` found, and the page it wrote; none of a run file."""
+
+    result: Result
+    report: Path | None
+
+    def __str__(self) -> str:
+        return self.result.table() + (f"\n\nreport: {self.report.resolve()}" if self.report else "")
+
+
+def evaluate(
+    model: str | Path | None = None,
+    *,
+    suite: str = "emoji",
+    data: str | Path | None = None,
+    out: str | Path,
+    tasks: Sequence[str] | None = None,
+    split: str = "test",
+    pools: Sequence[str] = POOLS,
+    instructions: Literal["first", "seeded", "all"] = "first",
+    seed: int = 0,
+    gold_modality: bool = True,
+    baselines: bool | None = None,
+    rerank: str | None = None,
+    top: int | None = None,
+    fusion: str | Path | None = None,
+    run: str | Path | None = None,
+    qrels: str | Path | None = None,
+    frontier: bool = False,
+    pixels: Sequence[int] | None = None,
+    memory: int = MEMORY,
+    batch_tokens: int | None = None,
+    device: Sequence[str] | None = None,
+    dtype: str | None = None,
+    command: str = "",
+    show_progress: bool = False,
+) -> Evaluation:
+    """Measure how well a model retrieves and write results, runs, vectors and a page; called again, it goes on.
+
+    Args:
+        model: Folder or Hub id of a checkpoint; None: ``run`` and ``qrels`` are scored.
+        suite: ``m-beir``, or ``emoji``, the embedded benchmark.
+        data: Folder in M-BEIR's layout; None: the embedded benchmark.
+        out: Folder of the results and vectors.
+        tasks, split, pools, instructions, seed, gold_modality, baselines, memory, batch_tokens: As in
+            :func:`umarvel_hf.evaluation.benchmark.evaluate_benchmark`.
+        rerank: Folder or Hub id of a ``CrossEncoder`` that judges the best candidates anew.
+        top: How many of them; None: 50, or as ``fusion`` says.
+        fusion: ``fusion.json`` of an earlier evaluation; None: the weight is fitted on the val split.
+        run, qrels: TREC files of whatever system, in place of a model.
+        frontier: Also measure quality by dimension, precision and pixels, and latency.
+        pixels: Limits of pixels that the frontier tries.
+        device, dtype: As in :func:`umarvel_hf.devices.open_encoder`.
+        command: What the results say made them.
+
+    Raises:
+        ValueError: Arguments contradict each other, or what ``evaluate_benchmark`` refuses.
+    """
+    _refuse_contradictions(
+        model, run, qrels, suite, data, rerank, top, fusion, frontier, pixels, device,
+        plain=set(pools) == set(POOLS) and instructions == "first" and gold_modality,
+    )  # fmt: skip
+    out = Path(out)
+    if run is not None and qrels is not None:
+        if (out / "vectors").exists():
+            raise ValueError(f"{out} holds the evaluation of a model; name another --out for the run file.")
+        result = evaluate_run(run, qrels)
+        result.save(out / "result.json")
+        return Evaluation(result, None)
+    benchmark = MBeir(data or benchmark_dir())
+    with open_encoder(str(model), device, dtype, batch_tokens) as (encoder, tokens):
+        common: dict[str, Any] = {
+            "suite": suite, "tasks": tasks, "vectors": out / "vectors", "memory": memory, "batch_tokens": tokens,
+            "show_progress": show_progress,
+        }  # fmt: skip
+        reranker, weight = None, None
+        if rerank is not None:
+            reranker = load_reranker(rerank)
+            weight = _weight(encoder, reranker, rerank, benchmark, fusion, top, gold_modality, common)
+        shutil.rmtree(out / "runs", ignore_errors=True)  # of an earlier evaluation
+        result = evaluate_benchmark(
+            encoder, benchmark, split=split, pools=pools, instructions=instructions, seed=seed,
+            gold_modality=gold_modality, baselines=baselines, reranker=reranker, fusion=weight, runs=out / "runs",
+            settings={"model": str(model), "command": command}, **common,
+        )  # fmt: skip
+        for stale in ("fusion.json", "frontier.json"):
+            (out / stale).unlink(missing_ok=True)
+        if weight is not None:
+            weight.save(out / "fusion.json")
+        result.save(out / "result.json")
+        (out / "table.txt").write_text(result.table() + "\n", encoding="utf-8")
+        if frontier:
+            points = measure_frontier(encoder, benchmark, split=split, max_pixels=pixels, **common)
+            save_frontier(points, out / "frontier.json")
+    return Evaluation(result, report(out, data=benchmark.root))
+
+
+def report(result: str | Path, *, data: str | Path | None = None, out: str | Path | None = None) -> Path:
+    """Write the page of an evaluation.
+
+    Args:
+        result: Folder of an evaluation, or its ``result.json``.
+        data: The data evaluated on; None: where they were. The page shows pictures only where they are found.
+        out: HTML file to write; None: ``report.html`` in the folder.
+
+    Raises:
+        ValueError, FileNotFoundError: There is no result, or a given ``data`` is no folder.
+    """
+    found, path = Result.load(result), Path(result)
+    folder = path if path.is_dir() else path.parent
+    root = data or found.settings.get("data")
+    points = load_frontier(folder / "frontier.json") if (folder / "frontier.json").is_file() else None
+    benchmark = MBeir(root) if root and (data or Path(root).is_dir()) else None
+    return write_report(found, benchmark, Path(out or folder / "report.html"), descriptions=DATASETS, frontier=points)
+
+
+def _weight(
+    encoder: Any, reranker: Reranker, name: str, benchmark: MBeir, fusion: str | Path | None, top: int | None,
+    gold_modality: bool, common: dict[str, Any],
+) -> Fusion:  # fmt: skip
+    if fusion is not None:
+        return Fusion.load(fusion)
+    depth = TOP if top is None else top
+    return fit_fusion(encoder, reranker, benchmark, top=depth, name=name, gold_modality=gold_modality, **common)
+
+
+def _refuse_contradictions(
+    model: Any, run: Any, qrels: Any, suite: str, data: Any, rerank: Any, top: Any, fusion: Any, frontier: bool,
+    pixels: Any, device: Sequence[str] | None, *, plain: bool,
+) -> None:  # fmt: skip
+    devices = len(device or ())
+    for wrong, told in (
+        (
+            (model is None) == (run is None) or (run is None) != (qrels is None),
+            "give a model, or --run and --qrels to score a TREC run file; not both.",
+        ),
+        (
+            rerank is None and (fusion is not None or top is not None),
+            "--fusion and --top belong to a re-ranker; give --rerank, too.",
+        ),
+        (frontier and devices > 1, f"--frontier times one device, and {devices} are given; name one."),
+        (fusion is not None and top is not None, f"{fusion} says how many candidates are re-ranked; leave --top out."),
+        (
+            frontier and not plain,
+            "--frontier measures both pools, with the first prompt by the gold modality; leave those out.",
+        ),
+        (pixels is not None and not frontier, "--pixels are limits that --frontier tries; give --frontier, too."),
+        (
+            run is None and data is None and suite != "emoji",
+            f"--suite {suite} needs --data, a folder in M-BEIR's layout.",
+        ),
+    ):
+        if wrong:
+            raise ValueError(told)
