@@ -7,7 +7,7 @@ from transformers import AutoModel, AutoProcessor
 
 from backbones import FAMILIES
 from edits import config_of, edited, embedding_rows, weights_of
-from umarvel_hf.checkpoint import load_processor, model_card, new_model
+from umarvel_hf.checkpoint import load_processor, new_model
 from umarvel_hf.conversion import convert
 from umarvel_hf.modeling.modeling_umarvel import UMarvelModel
 
@@ -66,16 +66,6 @@ def test_new_grows_an_embedding_without_spare_rows(bases, tmp_path):
     rows = embedding_rows(out)
     assert len(rows) == len(tokenizer) == config_of(out)["vlm_config"]["text_config"]["vocab_size"]
     assert_close(rows[-1], rows[:-1].mean(dim=0), rtol=0, atol=1e-6)
-
-
-def test_the_card_says_what_the_model_is(checkpoint):
-    card = (checkpoint / "README.md").read_text()
-    assert (
-        "`umarvel new qwen2_vl`" in card and "| qwen2_vl |" in card and "| 32 | bidirectional | mean | native |" in card
-    )
-    causal = UMarvelModel.from_pretrained(checkpoint, bidirectional=False, pooling="last")
-    card = model_card(causal, base="a/b", made_by="hand", notes="\nTrained on nothing.\n")
-    assert "# b as a U-MARVEL embedder" in card and "| causal | last |" in card and "Trained on nothing." in card
 
 
 @pytest.mark.parametrize("make", [new_model, convert])

@@ -26,7 +26,7 @@ HEAVY = {"PIL", "datasets", "faiss", "huggingface_hub", "numpy", "sentence_trans
 # Imports point down: a part imports from the lines above its own, and from itself.
 LAYERS = [
     {"_torchvision", "modeling", "progress", "recipes", "vision"},
-    {"chat_template", "fingerprint", "hub", "messages", "packing", "prefix", "records"},
+    {"cards", "chat_template", "fingerprint", "hub", "messages", "packing", "prefix", "records"},
     {"data", "families", "planning", "store"},
     {"encoding"},
     {"search"},

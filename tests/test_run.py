@@ -1,6 +1,7 @@
 """Runs: every stage follows the one before, and however often a run is killed, it ends with the same weights."""
 
 import csv
+import hashlib
 import json
 import os
 import random
@@ -231,9 +232,12 @@ def test_the_card_tells_the_stages_and_their_data(whole, benchmark):
     noted = {line["stage"]: line for line in history_of(whole / "run")}
     for name, kind in {"texts": "contrastive", "hard": "hard_negatives", "distilled": "distill"}.items():
         cells = [f"{noted[name][key]:.3g}" for key in ("steps", "last_loss", "temperature")]
-        assert f"| {name} | {kind} | {' | '.join(cells)} |\n" in card
-    assert "| mined | mine |  |  |  |\n" in card
-    assert f"| judge | reranker | {noted['judge']['steps']} | {noted['judge']['last_loss']:.3g} |  |\n" in card
+        assert f"| {name} | {kind} | {' | '.join(cells)} |  |  |\n" in card
+    assert "| mined | mine |  |  |  |  |  |\n" in card
+    assert f"| judge | reranker | {noted['judge']['steps']} | {noted['judge']['last_loss']:.3g} |  |  |  |\n" in card
+    recipe = (whole / "every.yaml").read_bytes()
+    assert f"sha256 `{hashlib.sha256(recipe).hexdigest()}`" in card
+    assert "Not measured." in card and "![" not in card
     assert f"learned from `nli.csv`, `captions.jsonl`, `{benchmark.root.name}`. " in card
     assert (whole / "every.yaml").read_text() in card
 

@@ -1,5 +1,6 @@
 """What a run leaves at its end: the last embedder, with a card that tells how it was trained and what it scores."""
 
+import hashlib
 import json
 import shutil
 from importlib.resources import files
@@ -7,13 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from huggingface_hub import EvalResult
 
-from umarvel_hf.checkpoint import model_card
-from umarvel_hf.data import MBeir
+from umarvel_hf.cards import Trained, embedder_card, license_of
+from umarvel_hf.charts import stage_chart
+from umarvel_hf.data import TASK_TYPES, MBeir
 from umarvel_hf.emoji.cache import cache_dir
 from umarvel_hf.encoding import load
 from umarvel_hf.evaluation.benchmark import evaluate_benchmark
+from umarvel_hf.evaluation.results import MODEL, POOLS, Result
 from umarvel_hf.trainer.recipe import KINDS, Captions, Contrastive, Nli, Recipe
+
+PLOT = "scores.svg"
+SHIPPED_LICENSE = "apache-2.0"  # of models that are trained from nothing
 
 
 def finish_model(last: Path, out: Path, recipe: Recipe, benchmark: MBeir | None) -> None:
@@ -24,7 +31,7 @@ def finish_model(last: Path, out: Path, recipe: Recipe, benchmark: MBeir | None)
     """
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(last, out)
-    folder, table = out.parent, "not measured\n"
+    folder, result = out.parent, None
     (folder / "result.json").unlink(missing_ok=True)  # of other weights
     model = load(str(out), device=str(PartialState().device))
     file = (folder / "recipe.yaml").read_text(encoding="utf-8")
@@ -33,18 +40,47 @@ def finish_model(last: Path, out: Path, recipe: Recipe, benchmark: MBeir | None)
         assert benchmark is not None  # checked when the recipe was read
         result = evaluate_benchmark(model, benchmark, settings={"model": recipe.name, "command": command})
         result.save(folder / "result.json")
-        table = result.table()
-    notes = files("umarvel_hf.trainer").joinpath("trained_card.md").read_text(encoding="utf-8")
-    told = notes.format(
-        stages=_stages_table(recipe, folder / "history.jsonl"),
-        data=_learned_from(recipe, benchmark),
-        recipe=file.rstrip("\n") + "\n",
-        table=table,
-    )
+    noted = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    scores = {record["stage"]: _scores(record) for record in noted if _scores(record)}
+    if scores:
+        (out / PLOT).write_text(stage_chart(scores), encoding="utf-8")
     embedder: Any = model[0].model
-    start = recipe.start.model or f"{recipe.name}: a tiny model trained from nothing"
-    card = model_card(embedder, base=start, made_by=command, notes=told)
+    card = embedder_card(
+        embedder,
+        base=recipe.start.model or f"{recipe.name}: a tiny model trained from nothing",
+        made_by=command,
+        name=recipe.name,
+        license=license_of(last) if recipe.start.model else SHIPPED_LICENSE,
+        trained=Trained(
+            stages=_stages_table(recipe, {record["stage"]: record for record in noted}),
+            data=_learned_from(recipe, benchmark),
+            recipe=file.rstrip("\n"),
+            recipe_sha256=hashlib.sha256(file.encode()).hexdigest(),
+            table=result.table() if result is not None else "",
+            plot=PLOT if scores else "",
+            results=hub_results(result) if result is not None else (),
+        ),
+    )
     (out / "README.md").write_text(card, encoding="utf-8")
+
+
+def hub_results(result: Result) -> list[EvalResult]:
+    """The scores of an evaluation as the Hub lists them: each task's own metric, by pool, 0 to 1."""
+    return [
+        EvalResult(
+            task_type="retrieval",
+            task_name=TASK_TYPES[task.task_id] if task.task_id is not None else task.type,
+            dataset_type=result.suite,
+            dataset_name=task.name,
+            dataset_config=task.name,  # the Hub tells results apart by it, not by the name
+            dataset_split=result.settings["split"],
+            metric_type="hit_rate",
+            metric_name=f"{task.metric}, {pool} pool",
+            metric_value=round(task.rate(MODEL, pool), 4),
+        )
+        for task in result.tasks
+        for pool in result.pools
+    ]
 
 
 def _name(recipe: Recipe, file: str) -> str:
@@ -65,14 +101,22 @@ def _learned_from(recipe: Recipe, benchmark: MBeir | None) -> str:
     return ", ".join(told)
 
 
-def _stages_table(recipe: Recipe, history: Path) -> str:
+def _scores(record: dict[str, Any]) -> dict[str, float]:
+    """By pool, the share of validation queries with a right answer among the first five; nothing of other stages."""
+    measured = record.get("validation", {})
+    return {pool: measured[f"{pool}_hit@5"] for pool in POOLS if f"{pool}_hit@5" in measured}
+
+
+def _stages_table(recipe: Recipe, noted: dict[str, dict[str, Any]]) -> str:
     """What was noted of every stage, as a table of Markdown."""
     kinds = {one: kind for kind, one in KINDS.items()}
-    noted = {record["stage"]: record for record in map(json.loads, history.read_text(encoding="utf-8").splitlines())}
-    lines = ["| stage | kind | steps | loss | temperature |", "| --- | --- | --- | --- | --- |"]
+    names = ["stage", "kind", "steps", "loss", "temperature", *POOLS]
+    lines = [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
     for stage in recipe.stages:
         record = noted[stage.name]
         measured = [f"{record[name]:.3g}" if name in record else "" for name in ("last_loss", "temperature")]
+        scores = _scores(record)
+        measured += [f"{100 * scores[pool]:.1f}" if pool in scores else "" for pool in POOLS]
         kind = kinds[type(stage)] + (", left out as its data could not be fetched" if "left_out" in record else "")
         cells = [stage.name, kind, str(record.get("steps", "")), *measured]
         lines.append(f"| {' | '.join(cells)} |")

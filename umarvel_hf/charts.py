@@ -16,6 +16,14 @@ SHAPES = {  # what tells kinds apart where colours do not
     "float32": CIRCLE, "int8": SQUARE, "binary": TRIANGLE,
 }  # fmt: skip
 
+# The colours of a chart that stands alone, on light and dark pages.
+ALONE = Markup(
+    "<style>svg{color-scheme:light dark;--page:#fff;--ink:#1c1d1f;--soft:#62666d;--line:#dcdde0;--local:#0072b2;"
+    "--union:#d55e00}@media(prefers-color-scheme:dark){svg{--page:#17181a;--ink:#e8e9eb;--soft:#9da1a8;--line:#3a3c40;"
+    "--local:#56b4e9;--union:#e69f00}}text{fill:var(--ink)}.tick{fill:var(--soft);text-anchor:middle}.label{font-weight:"
+    "600}.grid{stroke:var(--line)}.local{fill:var(--local)}.union{fill:var(--union)}.paper{fill:var(--page)}</style>"
+    '<rect class="paper" width="100%" height="100%"/>'
+)
 SVG = Markup('<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{title}">')
 LINE = Markup('<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
 TEXT = Markup('<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{text}</text>')
@@ -100,6 +108,17 @@ def plot(
         x, y = place(at, mark.value)
         parts += [_symbol(mark.kind, x, y), TEXT.format(kind="note middle", x=x, y=y - 9, text=mark.note)]
     return Markup("").join(parts) + Markup("</svg>")
+
+
+def stage_chart(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """An SVG file of its own: by stage and pool, a value from 0 to 1 as a bar."""
+    rows = {
+        stage: [Mark(pool, value, note=pool) for pool, value in by_pool.items()] for stage, by_pool in scores.items()
+    }
+    lines = max(map(len, rows.values()))
+    chart = bars("R@5 of the stages, in percent", rows, axis=[0, 0.25, 0.5, 0.75, 1], lines=lines)
+    head, _, body = chart.partition(">")
+    return f'{head} xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="11">{ALONE}{body}\n'
 
 
 def _frame(title: str, rows: Mapping[str, Sequence[Mark]], axis: Sequence[float], lines: int) -> list[Markup]:

@@ -13,6 +13,7 @@ from umarvel_hf._torchvision import ensure_torchvision
 ensure_torchvision()
 from transformers import AddedToken, AutoConfig, AutoModel, AutoProcessor, PretrainedConfig, PreTrainedModel
 
+from umarvel_hf.cards import UNTRAINED, embedder_card, license_of
 from umarvel_hf.chat_template import EMB, INSTRUCTION_END, INSTRUCTION_START, control_tokens, make_template
 from umarvel_hf.hub import local_folder
 from umarvel_hf.modeling.configuration_umarvel import UMarvelConfig
@@ -65,7 +66,10 @@ def new_model(
     fill_rows(vlm, [ids[token] for token in TOKENS if token not in known], len(processor.tokenizer))
     processor.chat_template = make_template(processor, generation_prompt=False)
     model = assemble(vlm, ids, positions=positions)
-    write_checkpoint(model, processor, out, base=str(base), made_by=f"umarvel new {Path(base).name}")
+    card = embedder_card(
+        model, base=str(base), made_by=f"umarvel new {Path(base).name}", license=license_of(source), limits=[UNTRAINED]
+    )
+    write_checkpoint(model, processor, out, card)
     return out
 
 
@@ -219,25 +223,8 @@ def empty_folder(out: str | Path) -> Path:
     return out
 
 
-def write_checkpoint(model: UMarvelModel, processor: Any, out: Path, *, base: str, made_by: str) -> None:
-    """Write a checkpoint that three libraries load, with a card."""
+def write_checkpoint(model: UMarvelModel, processor: Any, out: Path, card: str) -> None:
+    """Write a checkpoint that three libraries load, with its card."""
     model.save_pretrained(out)
     processor.save_pretrained(out)
-    (out / "README.md").write_text(model_card(model, base=base, made_by=made_by), encoding="utf-8")
-
-
-def model_card(model: UMarvelModel, *, base: str, made_by: str, notes: str = "") -> str:
-    """A model card: what the model is, what it was made from, and how to use it."""
-    template = (Path(__file__).parent / "model_card.md").read_text(encoding="utf-8")
-    config = model.config
-    return template.format(
-        base=Path(base).name,
-        made_by=made_by,
-        model_type=config.vlm_config.model_type,
-        parameters=f"{sum(parameter.numel() for parameter in model.parameters()):,}",
-        dimension=config.hidden_size,
-        attention="bidirectional" if config.bidirectional else "causal",
-        pooling=config.pooling,
-        positions=config.positions,
-        notes=notes,
-    )
+    (out / "README.md").write_text(card, encoding="utf-8")

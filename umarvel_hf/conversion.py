@@ -17,6 +17,7 @@ ensure_torchvision()
 from peft import PeftModel
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
+from umarvel_hf.cards import embedder_card, license_of
 from umarvel_hf.chat_template import INSTRUCTION_END, INSTRUCTION_START, make_template
 from umarvel_hf.checkpoint import (
     ADAPTER_PREFIX,
@@ -34,6 +35,7 @@ from umarvel_hf.checkpoint import (
 )
 from umarvel_hf.families import FAMILIES, NAMES, REFERENCE, Family, family_template, find_family
 from umarvel_hf.hub import local_folder
+from umarvel_hf.modeling.modeling_umarvel import UMarvelModel
 
 DROPPED = ("lm_head.weight", "sim.temp")
 # transformers takes a vision tower below `model.` for a part of the decoder where it knows an older layout as well.
@@ -125,6 +127,7 @@ def convert(
 class _Source:
     """A checkpoint to convert: its folder, and that of its weights, which for an adapter is its base's."""
 
+    named: str
     folder: Path
     weights: Path
     config: PretrainedConfig
@@ -142,7 +145,7 @@ class _Source:
             )
         config = AutoConfig.from_pretrained(weights, trust_remote_code=False)
         own = adapter or base is None or _has_processor(folder)
-        return cls(folder, weights, config, load_processor(weights if own else local_folder(str(base))))
+        return cls(str(src), folder, weights, config, load_processor(weights if own else local_folder(str(base))))
 
     @property
     def is_adapter(self) -> bool:
@@ -161,6 +164,10 @@ class _Source:
             vlm, left_out = _merge_adapter(vlm, self.folder)
             vlm, dropped = vlm.to(self.config.dtype or torch.float32), dropped + left_out  # type: ignore[arg-type]
         return vlm, dropped
+
+    def card(self, model: UMarvelModel, made_by: str) -> str:
+        """The card of what was made of it."""
+        return embedder_card(model, base=self.named, made_by=made_by, license=license_of(self.folder))
 
     def report(self, vlm: PreTrainedModel, **found: Any) -> ConversionReport:
         return ConversionReport(
@@ -191,7 +198,7 @@ def _of_reference(
     fill_rows(vlm, [ids[token] for token in TOKENS[1:]] if rows == "mean" else [], len(processor.tokenizer))
     processor.chat_template = make_template(processor, generation_prompt)
     model = assemble(vlm, ids, positions="sequential", init_temperature=temperature)
-    write_checkpoint(model, processor, out, base=str(source.folder), made_by=made_by)
+    write_checkpoint(model, processor, out, source.card(model, made_by))
     return source.report(
         vlm,
         attention="bidirectional",
@@ -216,7 +223,7 @@ def _of_family(source: _Source, out: Path, made_by: str, family: Family) -> Conv
     processor.chat_template = family_template(family.text, processor)
     meaning: dict[str, Any] = {"pooling": "last", "positions": family.positions}
     model = assemble(vlm, {}, bidirectional=False, **meaning)
-    write_checkpoint(model, processor, out, base=str(source.folder), made_by=made_by)
+    write_checkpoint(model, processor, out, source.card(model, made_by))
     return source.report(
         vlm,
         attention="causal",

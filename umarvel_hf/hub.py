@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-WEIGHTS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+WEIGHTS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "README.md"]
 CODE = ["*.py"]
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 NOT_PUSHED = ["checkpoint-*", ".*", "*.partial"]  # of a trainer, of tools, of writing that was broken off

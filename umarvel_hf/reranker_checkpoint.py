@@ -16,6 +16,7 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
 
+from umarvel_hf.cards import license_of, reranker_card
 from umarvel_hf.chat_template import control_tokens, read_markers, with_data
 from umarvel_hf.checkpoint import empty_folder, limit_pixels, load_processor
 from umarvel_hf.exporting import language_model
@@ -29,25 +30,6 @@ PROMPT = (
     "meets the requirements of the query. If it does, respond with 'Yes'; if it doesn't, responed with 'No'."
 )
 MARKERS = ("head", "to_assistant", "image", "video")  # of a backbone's own, those that a re-ranker writes
-CARD = """\
----
-library_name: sentence-transformers
-pipeline_tag: text-ranking
----
-
-# Re-ranker made of {base}
-
-It reads a query and a candidate, each text, pictures or both, and answers with the probability that the candidate
-meets the query: P(Yes) against P(No) of the first token it would write. Nothing is generated.
-
-```python
-from sentence_transformers import CrossEncoder
-
-CrossEncoder("FOLDER").predict([("Find a dog.", {{"image": "dog.png"}})])
-```
-
-Until it is trained as a re-ranker it answers as {base} does.
-"""
 
 
 def new_reranker(src: str | Path, out: str | Path, *, max_pixels: int | None = None) -> Path:
@@ -69,6 +51,7 @@ def new_reranker(src: str | Path, out: str | Path, *, max_pixels: int | None = N
         ValueError: ``src`` has no multimodal processor, or its tokenizer begins "Yes" and "No" alike.
     """
     out, source = empty_folder(out), local_folder(src)
+    card = reranker_card(base=str(src), license=license_of(source))
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{out.name}-", dir=out.parent) as scratch:
         if UMarvelConfig.get_config_dict(source)[0].get("model_type") == UMarvelConfig.model_type:
@@ -91,7 +74,7 @@ def new_reranker(src: str | Path, out: str | Path, *, max_pixels: int | None = N
             limit_pixels(module.processor.image_processor, max_pixels)
         module.model.config._name_or_path = ""  # where the base lies on this machine is no one's business
         CrossEncoder(modules=[module, LogitScore(yes, no)]).save_pretrained(str(out), create_model_card=False)
-    (out / "README.md").write_text(CARD.format(base=Path(src).name), encoding="utf-8")
+    (out / "README.md").write_text(card, encoding="utf-8")
     return out
 
 
