@@ -46,10 +46,16 @@ class HubError(Exception):
 
 
 class HubServer:
-    """``repositories`` maps ``owner/name`` to its commits on ``main``."""
+    """``repositories`` maps ``owner/name`` to its commits on ``main``; ``branches`` and ``tags`` name more of them.
+
+    ``gated`` repositories are read with the token ``hf_let_in`` only; nothing is written without a token, nor with
+    ``hf_read``.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[str, list[Commit]] = {}
+        self.branches: dict[tuple[str, str], list[Commit]] = {}
+        self.gated: set[str] = set()
         self.large_files: dict[str, bytes] = {}
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -73,11 +79,20 @@ class HubServer:
         settings = {"HF_ENDPOINT": self.url, "HF_TOKEN": "hf_test", "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
         return settings | {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
+    def history(self, repo: str, branch: str) -> list[Commit] | None:
+        """The commits of a branch."""
+        return self.repositories[repo] if branch == "main" else self.branches.get((repo, branch))
+
+    def of(self, repo: str) -> dict[str, list[Commit]]:
+        """The other branches of a repository."""
+        return {branch: commits for (owner, branch), commits in self.branches.items() if owner == repo}
+
     def commit(self, repo: str, revision: str = "main") -> Commit:
         if repo not in self.repositories:
             raise HubError("RepoNotFound")
-        history = self.repositories[repo]
-        found = history[-1:] if revision == "main" else [commit for commit in history if commit.oid == revision]
+        history = self.history(repo, revision) or []
+        all_commits = [one for branch in (self.repositories[repo], *self.of(repo).values()) for one in branch]
+        found = history[-1:] or [commit for commit in all_commits if commit.oid == revision]
         if not found:
             raise HubError("RevisionNotFound")
         return found[0]
@@ -91,6 +106,13 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         self.query, self.body = parse_qs(url.query), self.rfile.read(int(self.headers.get("Content-Length", 0)))
         method = "GET" if self.command == "HEAD" else self.command
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if method == "POST" and token in ("", "hf_read") and not url.path.endswith("/validate-yaml"):
+            status = 403 if token else 401
+            return self.send({"error": "you may not write here"}, status)
+        repo = re.match(r"/(?:api/models/)?([^/]+/[^/]+)/(?:resolve|tree)/", unquote(url.path))
+        if repo and repo[1] in self.hub.gated and token != "hf_let_in":
+            return self.send({"error": "gated"}, 403, {"X-Error-Code": "GatedRepo"})
         for verb, pattern, route in ROUTES:
             if verb == method and (match := re.fullmatch(pattern, unquote(url.path).strip("/"))):
                 try:
@@ -153,9 +175,17 @@ class _Handler(BaseHTTPRequestHandler):
                     files[value["path"]] = Blob(self.hub.large_files[value["oid"]], large=True)
                 case "deletedFile":
                     del files[value["path"]]
-        self.hub.repositories[repo].append(commit := Commit(message, files))
+        branch = self.hub.history(repo, revision)
+        assert branch is not None  # its last commit was found
+        branch.append(commit := Commit(message, files))
         url = f"{self.hub.url}/{repo}/commit/{commit.oid}"
         self.send({"commitUrl": url, "commitOid": commit.oid, "success": True, "hookOutput": ""})
+
+    def create_branch(self, repo: str, branch: str) -> None:
+        if (repo, branch) in self.hub.branches:
+            return self.send({"error": "it exists"}, 409)
+        self.hub.branches[repo, branch] = list(self.hub.repositories[repo])
+        return self.send({})
 
     def describe(self, repo: str, revision: str | None) -> None:
         commit = self.hub.commit(repo, revision or "main")
@@ -196,6 +226,7 @@ ROUTES = [
     ("POST", f"{REPO}.git/info/lfs/objects/batch", _Handler.place_large_files),
     ("PUT", r"lfs/(?P<oid>[0-9a-f]{64})", _Handler.upload_large_file),
     ("POST", f"api/models/{REPO}/commit/{REVISION}", _Handler.add_commit),
+    ("POST", f"api/models/{REPO}/branch/(?P<branch>[^/]+)", _Handler.create_branch),
     ("GET", f"api/models/{REPO}(?:/revision/{REVISION})?", _Handler.describe),
     ("GET", f"api/models/{REPO}/tree/{REVISION}(?:/(?P<folder>.+))?", _Handler.list_folder),
     ("GET", f"{REPO}/resolve/{REVISION}/(?P<path>.+)", _Handler.read),

@@ -1,6 +1,7 @@
-"""Negatives mined anew, with the model as it has become, while it is trained."""
+"""What happens while a model is trained: negatives are mined anew, and what goes to the Hub is made whole."""
 
 import random
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,22 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from umarvel_hf.negatives import NegativeTable
+
+# Of a checkpoint's files, those that go on with a training and are no part of the model.
+OF_TRAINING = ("optimizer*", "scheduler*", "scaler*", "rng_state*", "trainer_state.json", "training_args.bin", "*.pt*")
+
+
+class PushWholeModels(TrainerCallback):
+    """Lets the trainer push models that load: while it trains, the host pushes weights and configuration alone."""
+
+    def on_push_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put the code and modules of the checkpoint that is pushed beside its weights."""
+        checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if checkpoint.is_dir():
+            ignored = shutil.ignore_patterns(*OF_TRAINING)
+            shutil.copytree(checkpoint, str(args.output_dir), ignore=ignored, dirs_exist_ok=True)
 
 
 class Rows(Protocol):

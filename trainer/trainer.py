@@ -19,6 +19,7 @@ from umarvel_hf.messages import placed
 from umarvel_hf.planning import TokenCounter
 from umarvel_hf.trainer.adapters import ResumesAdapters
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
+from umarvel_hf.trainer.callbacks import PushWholeModels
 from umarvel_hf.trainer.cutting import cut_item
 from umarvel_hf.trainer.losses import ROW_ORDER, EmbeddingLoss, InfoNCE, similarity_of
 from umarvel_hf.trainer.muon import MuonAdamW, with_muon
@@ -54,6 +55,8 @@ class UMarvelTrainer(ShardsWeights, ResumesAdapters, SentenceTransformerTrainer)
         self, model: SentenceTransformer | None = None, args: UMarvelTrainingArguments | None = None, **kwargs: Any
     ) -> None:
         super().__init__(model=model, args=args, **kwargs)
+        if self.args.push_to_hub:
+            self.add_callback(PushWholeModels())
         preprocess, precision = self.data_collator.preprocess_fn, PRECISIONS.get(self.accelerator.mixed_precision)
         if precision is not None:
             preprocess = partial(with_pictures_in, precision, preprocess)

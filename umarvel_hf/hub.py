@@ -145,10 +145,8 @@ def _explained(repo: str, revision: str | None, *, writing: bool = False) -> Ite
                 f"token that may{' write there' if writing else ''}."
             ) from error
         raise ConnectionError(f"{place} answered {status} for {repo}: {_first_line(error)}") from error
-    except OSError as error:  # httpx's errors of connection are not, but huggingface_hub wraps them where it reads
-        raise error
     except Exception as error:
-        if type(error).__module__.partition(".")[0] != "httpx":
+        if not type(error).__module__.startswith("httpx"):  # whichever of its generations the host is built on
             raise
         raise ConnectionError(
             f"{place} was not reached for {repo} ({_first_line(error)}); check the connection."
