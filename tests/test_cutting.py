@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from umarvel_hf.encoding import load
 from umarvel_hf.messages import chat
 from umarvel_hf.trainer.arguments import UMarvelTrainingArguments
 from umarvel_hf.trainer.cutting import cut_item, cut_text
@@ -40,7 +41,8 @@ def test_every_text_of_an_item_is_cut_and_nothing_else(embedder, pictures):
     assert cut(pictures[0]) is pictures[0] and cut({"text": None, "image": LONG}) == {"text": None, "image": LONG}
 
 
-def test_training_reads_cut_texts(checkpoint, embedder, tmp_path):
+def test_training_reads_cut_texts(checkpoint, tmp_path):
+    embedder = load(str(checkpoint), device="cpu")  # one of its own: a trainer changes the model's settings
     arguments = UMarvelTrainingArguments(str(tmp_path), max_text_tokens=5, report_to="none", use_cpu=True)
     collate = UMarvelTrainer(model=embedder, args=arguments).data_collator
     row = {"query": chat(LONG, "Find it."), "positive": LONG}

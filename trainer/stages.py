@@ -3,6 +3,7 @@
 import logging
 import math
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -98,11 +99,12 @@ class Context:
         return self.benchmark
 
     def arguments(self, stage: Training) -> dict[str, Any]:
-        """The training arguments of a stage; those of a trial cut short."""
+        """The training arguments of a stage, with lines for a bar where there is no terminal; of a trial cut short."""
+        given = {"disable_tqdm": not sys.stderr.isatty(), **stage.training}
         if self.max_steps is None:
-            return stage.training
-        rows = min(TRIAL_ROWS, stage.training.get("per_device_train_batch_size", TRIAL_ROWS))
-        return {**stage.training, "max_steps": self.max_steps, "per_device_train_batch_size": rows}
+            return given
+        rows = min(TRIAL_ROWS, given.get("per_device_train_batch_size", TRIAL_ROWS))
+        return {**given, "max_steps": self.max_steps, "per_device_train_batch_size": rows}
 
     def share(self, stage: Mine) -> float:
         """Of the training queries that are mined; a trial has few, and mines them all."""

@@ -1,5 +1,6 @@
 """How a verb becomes a command: its options, its help, what it prints, and one line for what goes wrong."""
 
+import contextlib
 import functools
 import inspect
 import json
@@ -55,7 +56,12 @@ def verb(example: str) -> Callable[[Verb], Verb]:
 
         @functools.wraps(function)
         def run(json: bool, **options: Any) -> int:
-            told = function(**options)
+            if not sys.stderr.isatty():
+                from huggingface_hub.utils import disable_progress_bars  # transformers asks it, too
+
+                disable_progress_bars()
+            with contextlib.redirect_stdout(sys.stderr):  # what others print, such as a trainer, is no result
+                told = function(**options)
             print((told.facts if isinstance(told.facts, str) else _as_json(told.facts)) if json else told.text)
             return told.status
 
@@ -121,7 +127,7 @@ def _quiet() -> None:
     logging.getLogger("umarvel_hf").setLevel(logging.INFO)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
-        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):  # Progress, ours, says itself what it does
             os.environ.setdefault(name, "1")
 
 
