@@ -1,5 +1,6 @@
 """While the documentation is built: the help of every verb, and references in docstrings as plain names."""
 
+import html
 import re
 from typing import Any
 
@@ -16,9 +17,16 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return markdown.replace(MARK, _verbs()) if MARK in markdown else markdown
 
 
-def on_page_content(html: str, **_: Any) -> str:
-    """Called by mkdocs for every page: what Sphinx would link, ``:func:`umarvel_hf.encoding.encode```, is a name."""
-    return re.sub(r":(?:attr|class|data|func|meth|mod):<code>~?(?:[\w.]+\.)?(\w+)</code>", r"<code>\1</code>", html)
+def on_page_content(content: str, **_: Any) -> str:
+    """Called by mkdocs for every page: docstrings point at what Sphinx would link, and at notes that are not published.
+
+    ``:func:`umarvel_hf.encoding.encode``` becomes a name, and ``(recipe.md §1.4)`` is left out.
+    """
+    content = re.sub(
+        r":(?:attr|class|data|func|meth|mod):<code>~?(?:[\w.]+\.)?(\w+)</code>", r"<code>\1</code>", content
+    )
+    content = re.sub(r"\s*\((?:recipe\.md\s+)?§[^)]*\)", "", content)
+    return re.sub(r"recipe\.md\s+§[\d.]*\d", "The reference implementation", content)
 
 
 def _verbs() -> str:
@@ -31,10 +39,10 @@ def _verbs() -> str:
         told = command.help.strip()
         lines = [f"## {name}", "", told, "", "```bash", EXAMPLES[name], "```", "", f"`{usage}`", ""]
         lines += ["| option | what |", "| --- | --- |"]
-        lines += [f"| `{_cell(option)}` | {_cell(what)} |" for option, what in options]
+        lines += [f"| <code>{_cell(option)}</code> | {_cell(what)} |" for option, what in options]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "&#124;")

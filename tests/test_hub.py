@@ -239,7 +239,8 @@ def test_a_revision_pins_what_is_loaded(hub, checkpoints, umarvel, run_ours):
     found = loaded(*places)
     assert found[0] == found[1] == found[2] != found[3] == found[4] == found[5]
     # What is in the cache loads without the Hub, pinned or not; nothing else does, and nothing is pushed.
-    assert loaded(("a/moving", first), ("a/moving", None), HF_HUB_OFFLINE="1") == [found[0], found[3]]
+    offline = loaded(("a/moving", first), (f"a/moving@{first}", None), ("a/moving", None), HF_HUB_OFFLINE="1")
+    assert offline == [found[0], found[0], found[3]]
     search = ("search", "a dog", "--model", "a/else", "--images", ".")
     (*_, looked), (*_, pushed) = umarvel(search, pushes[0], HF_HUB_OFFLINE="1")
     assert "a/else is no folder and not in the cache, and" in looked and "HF_HUB_OFFLINE is set" in looked
@@ -285,3 +286,8 @@ def test_a_folder_that_is_no_checkpoint_is_not_pushed(checkpoint, tmp_path):
 def test_a_revision_of_a_folder_is_refused(checkpoint):
     with pytest.raises(ValueError, match=r"revision is 'main', but .* is a folder\. Leave it out"):
         local_folder(checkpoint, revision="main")
+
+
+def test_two_revisions_are_refused():
+    with pytest.raises(ValueError, match="two revisions are given, a/b@main and 'next'; give one"):
+        local_folder("a/b@main", revision="next")

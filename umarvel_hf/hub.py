@@ -28,7 +28,7 @@ def local_folder(source: str | Path, *, revision: str | None = None, code: bool 
     """The folder of a checkpoint; that of a repository is downloaded, or taken from the cache.
 
     Args:
-        source: Folder, or Hub id such as ``Qwen/Qwen2-VL-2B-Instruct``.
+        source: Folder, or Hub id such as ``Qwen/Qwen2-VL-2B-Instruct``, which may end in ``@`` and a revision.
         revision: Branch, tag or commit of a repository; a commit pins what is loaded, its code included.
         code: Whether the code that came with the checkpoint is fetched, too, to be run.
 
@@ -47,8 +47,12 @@ def local_folder(source: str | Path, *, revision: str | None = None, code: bool 
         return path
     if path.is_absolute() or str(source).startswith("."):
         raise FileNotFoundError(f"The folder {str(source)!r} does not exist; give a checkpoint's folder or its Hub id.")
-    with _explained(str(source), revision):
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=WEIGHTS + (CODE if code else [])))
+    repo, _, named = str(source).partition("@")
+    if named and revision is not None:
+        raise ValueError(f"two revisions are given, {source} and {revision!r}; give one.")
+    revision = revision or named or None
+    with _explained(repo, revision):
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=WEIGHTS + (CODE if code else [])))
 
 
 def push(
