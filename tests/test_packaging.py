@@ -198,6 +198,20 @@ def test_the_readme_and_the_continuous_check_install_alike():
     assert 'pip install -c constraints.txt -e ".[test]"\n' in (CHECKOUT / ".ci/run").read_text()
 
 
+def undocumented(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            if ast.get_docstring(node) is None:
+                yield prefix + node.name
+            if isinstance(node, ast.ClassDef):
+                yield from undocumented(node.body, f"{prefix}{node.name}.")
+
+
+@pytest.mark.parametrize("path", library_files(), ids=lambda path: str(path.relative_to(CHECKOUT)))
+def test_every_public_name_has_a_docstring(path):
+    assert list(undocumented(ast.parse(path.read_text(encoding="utf-8")).body)) == []
+
+
 def tracked_files() -> list[Path]:
     """What a clone would hold once everything here is committed."""
     command = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]

@@ -153,7 +153,7 @@ class InfoNCE(EmbeddingLoss):
         shared: False: a query is scored against its own positive and its own hard negatives only.
 
     References:
-        recipe.md §4.2. Unlike there, remote rows carry gradients and logits are float32 (§13, 13 and 18).
+        The reference's loss (recipe.md §4.2), but remote rows carry gradients and logits are float32 (§13, 13 and 18).
     """
 
     def __init__(

@@ -138,9 +138,11 @@ class Pairs:
         return len(self._kept)
 
     def origin(self, number: int) -> str:
+        """File and line of a pair."""
         return f"{self._path}:{self._line(self._kept[number])}"
 
     def rows(self, numbers: Sequence[int], seed: int, epoch: int) -> list[dict[str, Any]]:
+        """Anchor, positive and negatives of pairs as chats, and the ids of their contents as ``label``."""
         drawn = []
         for number, items in zip(numbers, self._items(self._kept[list(numbers)].tolist()), strict=True):
             query, *candidates = items.values()

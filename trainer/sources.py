@@ -221,6 +221,10 @@ class MBeirRows(_TrainQueries):
         self._kept_lists = frozenset(reasons)
 
     def rows(self, numbers: Sequence[int], seed: int, epoch: int) -> list[dict[str, Any]]:
+        """A right answer and hard negatives for each query, drawn anew every epoch, as chats.
+
+        The label holds ids of what is in the columns, and after them those of the query's other right answers.
+        """
         return [self._drawn(number, seed, epoch) for number in numbers]
 
     def _drawn(self, number: int, seed: int, epoch: int) -> dict[str, Any]:
@@ -283,6 +287,7 @@ class TeacherLists(_TrainQueries):
         super().__init__(benchmark, quarantine or Quarantine(), groups, self._tables)
 
     def rows(self, numbers: Sequence[int], seed: int, epoch: int) -> list[dict[str, Any]]:
+        """Queries and the candidates of their lists as chats; the label is said above."""
         drawn = []
         for number in numbers:
             query, draw = self._draw(number, seed, epoch)

@@ -43,6 +43,8 @@ class Card:
 
 @dataclass(frozen=True)
 class Example:
+    """One query that the report shows: what was asked, what was found, and a right answer that was not."""
+
     task: str
     pool: str
     instruction: str

@@ -157,11 +157,13 @@ def add_glosses(concepts: list[Concept], index: str, data: str) -> list[Concept]
 
 
 def on_white(content: bytes) -> Image.Image:
+    """A picture of any mode, RGB on a white ground."""
     image = Image.open(io.BytesIO(content)).convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def resized(image: Image.Image, size: int) -> Image.Image:
+    """A picture of ``size`` × ``size`` pixels."""
     return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.LANCZOS)
 
 
@@ -176,6 +178,7 @@ def trimmed(image: Image.Image) -> Image.Image:
 
 
 def png(image: Image.Image, colours: int) -> bytes:
+    """A PNG file of at most so many colours, the same bytes every time."""
     file = io.BytesIO()
     palette = image.quantize(colours, method=Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
     palette.save(file, "PNG", optimize=True)
@@ -193,6 +196,7 @@ def with_tones_in_order(artwork: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def brightness(content: bytes) -> float:
+    """The sum of all channels of all pixels, on white."""
     return float(sum(ImageStat.Stat(on_white(content)).sum))
 
 
@@ -209,6 +213,7 @@ def sprites(concepts: list[Concept], style: str, artwork: dict[str, bytes]) -> I
 
 
 def write_zip(path: Path, files: Iterator[tuple[str, bytes]]) -> None:
+    """Write names and contents uncompressed, the same bytes on every system."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, content in files:
             info = zipfile.ZipInfo(name, ZIP_DATE)
@@ -252,6 +257,7 @@ def differences(files: list[Path]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Build the pack, or compare it with the shipped one; the exit status says whether they are alike."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--check", action="store_true", help="compare with the shipped pack")

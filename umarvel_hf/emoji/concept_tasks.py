@@ -34,6 +34,7 @@ def split_families() -> tuple[list[str], list[str]]:
 
 
 def save_images(pack: Pack, save: Save) -> None:
+    """Save the picture of every concept in every style."""
     for concept in concepts():
         for style in concept.styles:
             sprite = pack.sprite(style, concept.hex)
@@ -41,6 +42,7 @@ def save_images(pack: Pack, save: Save) -> None:
 
 
 def image_path(style: str, concept: Concept) -> str:
+    """Where a concept's picture lies, from the root of the benchmark."""
     return f"mbeir_images/emoji/{style}/{concept.hex}.png"
 
 
@@ -115,17 +117,21 @@ class Shelf:
         return did
 
     def images(self, concept: Concept, but: str | None = None) -> list[str]:
+        """Dids of the pictures of a concept in every style, but for that at one path."""
         paths = [image_path(style, concept) for style in self.styles_of(concept)]
         return [self._add((0, 4, 7), concept, None, path) for path in paths if path != but]
 
     def pairs(self, concept: Concept, but: str | None = None) -> list[str]:
+        """Dids of the pictures with the concept's name, likewise."""
         paths = [image_path(style, concept) for style in self.styles_of(concept)]
         return [self._add((2, 8), concept, concept.label, path) for path in paths if path != but]
 
     def label(self, concept: Concept) -> list[str]:
+        """The did of the concept's name, in a list."""
         return [self._add((1, 3, 6), concept, concept.label)]
 
     def fill(self, concept: Concept) -> None:
+        """Put all candidates of a concept in the pools."""
         self.images(concept)
         self.pairs(concept)
         self.label(concept)
@@ -151,10 +157,12 @@ def add_train(dataset: Dataset, seen: list[Concept]) -> None:
 
 
 def trained_styles(concept: Concept) -> list[str]:
+    """The styles of a concept that training shows."""
     return [style for style in concept.styles if style in TRAINED_STYLES]
 
 
 def add_train_concept(shelf: Shelf, concept: Concept, keywords: Keywords, rng: random.Random) -> None:
+    """Add the training queries of a concept, of all tasks."""
     add = shelf.dataset.add_query
     texts = descriptions(concept, keywords, rng)
     for text in texts:
@@ -244,6 +252,7 @@ def add_unseen(dataset: Dataset, unseen: list[Concept], families: list[str]) -> 
 
 
 def add_questions(dataset: Dataset, split: str, task: int, questions: list[Question]) -> None:
+    """Add queries of a split and task."""
     for question in questions:
         dataset.add_query(split, task, question.right, question.txt, question.img_path)
 
@@ -268,6 +277,7 @@ def ask(task: int, members: list[Concept], shelf: Shelf, exam: Exam, rng: random
 def ask_concept(
     task: int, concept: Concept, right: list[str], exam: Exam, keywords: Keywords, rng: random.Random
 ) -> Iterator[Question]:
+    """The questions of a task about one concept, answered by the dids in ``right``."""
     if task in (3, 4):
         style = exam.style(concept) if task == 3 else exam.other_style(concept)
         yield Question(concept.family, right, img_path=image_path(style, concept))

@@ -22,6 +22,7 @@ SPLITS = ("train", "val", "test")
 
 
 def modality(txt: str | None, img_path: str | None) -> str:
+    """What a line holds, as M-BEIR spells it: ``image``, ``text`` or ``image,text``."""
     return ",".join(name for name, value in (("image", img_path), ("text", txt)) if value is not None)
 
 
@@ -75,6 +76,7 @@ class Dataset:
         )
 
     def train_queries(self) -> list[dict[str, Any]]:
+        """All training queries, task by task."""
         return [query for task in TASKS for query in self.queries.get(("train", task), [])]
 
     def write(self, root: Path) -> None:
@@ -105,15 +107,18 @@ def write_union(root: Path, datasets: list[Dataset]) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as JSON lines."""
     write_lines(path, (json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows))
 
 
 def write_qrels(path: Path, queries: Iterable[dict[str, Any]]) -> None:
+    """Write a line for every right answer of every query."""
     pairs = ((query, did) for query in queries for did in query["pos_cand_list"])
     write_lines(path, (f"{query['qid']} 0 {did} 1 {query['task_id']}" for query, did in pairs))
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines with one kind of line break on every system; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{line}\n" for line in lines)

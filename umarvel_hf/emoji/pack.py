@@ -58,6 +58,7 @@ def to_record(concept: Concept) -> dict[str, Any]:
 
 
 def from_record(record: dict[str, Any]) -> Concept:
+    """A concept from its line of ``concepts.jsonl``."""
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
     }
@@ -87,6 +88,7 @@ class Pack:
 
 
 def decode(png: bytes, size: int) -> Sprite:
+    """A sprite from its PNG file, which has a palette and ``size`` × ``size`` pixels."""
     from PIL import Image
 
     with Image.open(io.BytesIO(png)) as image:
@@ -96,4 +98,5 @@ def decode(png: bytes, size: int) -> Sprite:
 
 
 def sprite_name(hexcode: str, size: int) -> str:
+    """Name of a sprite inside the archive of its style."""
     return f"{size}/{hexcode}.png"

@@ -204,6 +204,7 @@ def with_article(label: str) -> str:
 
 
 def relation_words(relation: str, rng: random.Random) -> str:
+    """One of the ways to say where a thing is."""
     return rng.choice(RELATION_WORDS[relation])
 
 

@@ -52,6 +52,7 @@ def build(pack: Pack, save: Save) -> Dataset:
 def draw_groups(
     split: str, groups: list[list[Scene]], pack: Pack, hexes: dict[str, str], save: Save
 ) -> Iterator[Drawn]:
+    """Draw the scenes of all groups, near-misses together, and save their pictures."""
     for number, group in enumerate(groups):
         rng = random.Random(f"draw-{split}-{number}")
         lists = scenes.thing_lists(group, rng) if rng.random() < 0.5 else [None] * len(group)
@@ -93,6 +94,7 @@ def add_candidates(dataset: Dataset, split: str, item: Drawn) -> None:
 
 
 def add_queries(dataset: Dataset, split: str, drawn: list[Drawn]) -> None:
+    """Add the queries of a split, of every task as many as its share says."""
     ask = {0: ask_image, 1: ask_paraphrase, 2: ask_pair, 3: ask_caption, 4: ask_other_style, 6: ask_question}
     sources = Sources(drawn)
     for task, share in TRAIN_SHARES.items():
@@ -114,22 +116,27 @@ def wording(item: Drawn, rng: random.Random) -> str:
 
 
 def ask_image(dataset: Dataset, split: str, item: Drawn, rng: random.Random) -> None:
+    """Task 0: a caption asks for its scene."""
     dataset.add_query(split, 0, item.dids["image"], txt=scenes.caption(item.scene, rng))
 
 
 def ask_paraphrase(dataset: Dataset, split: str, item: Drawn, rng: random.Random) -> None:
+    """Task 1: a wording asks for the caption."""
     dataset.add_query(split, 1, item.dids["caption"], txt=wording(item, rng))
 
 
 def ask_pair(dataset: Dataset, split: str, item: Drawn, rng: random.Random) -> None:
+    """Task 2: a wording asks for the scene with a text."""
     dataset.add_query(split, 2, item.dids["pair"], txt=wording(item, rng))
 
 
 def ask_caption(dataset: Dataset, split: str, item: Drawn, rng: random.Random) -> None:
+    """Task 3: a picture asks for its caption."""
     dataset.add_query(split, 3, item.dids["caption"], img_path=rng.choice(item.asked))
 
 
 def ask_other_style(dataset: Dataset, split: str, item: Drawn, rng: random.Random) -> None:
+    """Task 4: a picture asks for the same scene in another style, where there is one."""
     path = rng.choice(item.asked)
     others = [did for did, shown in zip(item.dids["image"], item.shown, strict=True) if shown != path]
     if others:
@@ -137,6 +144,7 @@ def ask_other_style(dataset: Dataset, split: str, item: Drawn, rng: random.Rando
 
 
 def ask_question(dataset: Dataset, split: str, item: Drawn, rng: random.Random) -> None:
+    """Task 6: a question about a picture asks for its answer."""
     text, _ = scenes.question(item.scene, *item.answered, rng)
     dataset.add_query(split, 6, item.dids["answer"], txt=text, img_path=rng.choice(item.asked))
 

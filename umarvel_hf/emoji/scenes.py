@@ -31,10 +31,12 @@ class Scene:
 
     @property
     def objects(self) -> tuple[str, ...]:
+        """Everything in it, the anchor first."""
         return (self.anchor, *(thing for _, thing in self.parts))
 
     @property
     def about(self) -> str:
+        """In plain words: what stands where of the anchor."""
         return "; ".join(f"{thing} {relation} {self.anchor}" for relation, thing in self.parts)
 
 
@@ -42,6 +44,7 @@ class Scene:
 
 
 def ring(concepts: tuple[Concept, ...]) -> list[str]:
+    """Labels of the concepts that scenes are made of, in an order that is drawn once."""
     labels = [concept.label for concept in concepts if concept.scene]
     random.Random("ring").shuffle(labels)
     return labels
@@ -163,6 +166,7 @@ def caption(scene: Scene, rng: random.Random, *, plain: bool = False) -> str:
 
 
 def pair_caption(x: str, relation: str, y: str, rng: random.Random, plain: bool) -> str:
+    """A caption of two things; ``plain`` takes the first wording always."""
     template = phrases.PAIR_CAPTIONS[0] if plain else rng.choice(phrases.PAIR_CAPTIONS)
     return template.format(
         ax=with_article(x), ay=with_article(y),
@@ -173,6 +177,7 @@ def pair_caption(x: str, relation: str, y: str, rng: random.Random, plain: bool)
 
 
 def plain_relation(relation: str, _: random.Random | None = None) -> str:
+    """The first of the ways to say where a thing is."""
     return phrases.RELATION_WORDS[relation][0]
 
 
@@ -219,15 +224,18 @@ def edit(source: Scene, target: Scene, rng: random.Random) -> str | None:
 
 
 def swap(x: str, y: str, rng: random.Random) -> str:
+    """How to ask that two things change places."""
     x, y = rng.choice([(x, y), (y, x)])
     return rng.choice(phrases.SWAPS).format(x=x, y=y)
 
 
 def move(x: str, relation: str, y: str, rng: random.Random) -> str:
+    """How to ask that a thing moves."""
     return rng.choice(phrases.MOVES).format(x=x, relation=relation_words(relation, rng), y=y)
 
 
 def replacement(source: Scene, target: Scene, rng: random.Random) -> str | None:
+    """How to ask for one thing in place of another; None where the scenes differ in more."""
     if [relation for relation, _ in source.parts] != [relation for relation, _ in target.parts]:
         return None
     changed = [(old, new) for old, new in zip(source.objects, target.objects, strict=True) if old != new]

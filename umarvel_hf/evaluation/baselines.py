@@ -20,6 +20,8 @@ from umarvel_hf.search import top_k
 
 
 class Baseline(Protocol):
+    """A system that scores the candidates of a pool for a query without a model."""
+
     def __init__(self, candidates: Sequence[Candidate]) -> None: ...
 
     def scores(self, query: Query) -> np.ndarray:
