@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from xml.etree import ElementTree
 
 import pytest
@@ -9,13 +10,13 @@ import yaml
 from huggingface_hub import ModelCard
 
 from colours import TINY_RECIPE, write_benchmark, write_training_split
-from umarvel_hf.cards import Trained, embedder_card, license_of, reranker_card
+from umarvel_hf.cards import Trained, embedder_card, license_of, list_scores, reranker_card
 from umarvel_hf.charts import stage_chart
 from umarvel_hf.checkpoint import new_model
 from umarvel_hf.data import MBeir
 from umarvel_hf.evaluation.results import METRICS, MODEL, WRONG_MODALITY, PoolScore, Result, TaskResult
 from umarvel_hf.modeling.modeling_umarvel import UMarvelModel
-from umarvel_hf.trainer.card import finish_model, hub_results
+from umarvel_hf.trainer.card import finish_model
 from umarvel_hf.trainer.recipe_reader import read_recipe
 
 
@@ -53,9 +54,7 @@ def test_what_it_was_made_of_is_named_to_the_hub_where_it_is_there(model):
 
 
 def test_scores_stand_in_the_card_and_as_the_hub_lists_them(model, result):
-    trained = Trained(
-        "| stage |", "`pairs.csv`", "name: x", "f" * 64, result.table(), "scores.svg", hub_results(result)
-    )
+    trained = Trained("| stage |", "`pairs.csv`", "name: x", "f" * 64, result.table(), "scores.svg", result.listed())
     card = ModelCard(embedder_card(model, base="a/b", made_by="umarvel train x", name="x", trained=trained))
     (entry,) = yaml.safe_load(card.content.split("---\n")[1])["model-index"]
     assert entry["name"] == "x"
@@ -66,6 +65,21 @@ def test_scores_stand_in_the_card_and_as_the_hub_lists_them(model, result):
     assert [one.metric_value for one in card.data.eval_results] == [0.6667, 0.3333]
     for told in ("![The scores of the stages](scores.svg)", f"sha256 `{'f' * 64}`", "name: x", "`pairs.csv`", "mscoco"):
         assert told in card.text
+
+
+def test_scores_of_a_later_evaluation_are_written_into_a_card(checkpoint, result, tmp_path):
+    made = shutil.copytree(checkpoint, tmp_path / "mine")
+    before = ModelCard.load(made / "README.md")
+    for _ in range(2):  # once more replaces them
+        list_scores(made, result.listed(), result.table())
+        card = ModelCard.load(made / "README.md")
+        assert [one.metric_value for one in card.data.eval_results] == [0.6667, 0.3333]
+        assert card.data.model_name == "mine" and card.data.tags == before.data.tags
+        assert card.text.count("## Scores\n") == 1 and card.text.count(result.table()) == 1
+        for heading in ("## Use", "## Limits", "## Licence"):
+            assert card.text.count(heading) == 1
+    with pytest.raises(FileNotFoundError, match=r"has no README\.md; give the folder of a checkpoint"):
+        list_scores(tmp_path, result.listed(), "")
 
 
 def test_a_model_without_scores_says_so(model):
@@ -87,8 +101,6 @@ def test_use_is_shown_in_three_libraries(model):
 
 
 def test_the_licence_of_a_base_is_read_and_handed_on(bases, tmp_path):
-    import shutil
-
     base = shutil.copytree(bases("qwen2_vl"), tmp_path / "base")
     assert license_of(base) is None
     (base / "README.md").write_text("---\nlicense: mit\n---\n\n# Base\n")

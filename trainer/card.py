@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from huggingface_hub import EvalResult
 
 from umarvel_hf.cards import Trained, embedder_card, license_of
 from umarvel_hf.charts import stage_chart
-from umarvel_hf.data import TASK_TYPES, MBeir
+from umarvel_hf.data import MBeir
 from umarvel_hf.emoji.cache import cache_dir
 from umarvel_hf.encoding import load
 from umarvel_hf.evaluation.benchmark import evaluate_benchmark
-from umarvel_hf.evaluation.results import MODEL, POOLS, Result
+from umarvel_hf.evaluation.results import POOLS
 from umarvel_hf.trainer.recipe import KINDS, Captions, Contrastive, Nli, Recipe
 
 PLOT = "scores.svg"
@@ -58,29 +57,10 @@ def finish_model(last: Path, out: Path, recipe: Recipe, benchmark: MBeir | None)
             recipe_sha256=hashlib.sha256(file.encode()).hexdigest(),
             table=result.table() if result is not None else "",
             plot=PLOT if scores else "",
-            results=hub_results(result) if result is not None else (),
+            results=result.listed() if result is not None else (),
         ),
     )
     (out / "README.md").write_text(card, encoding="utf-8")
-
-
-def hub_results(result: Result) -> list[EvalResult]:
-    """The scores of an evaluation as the Hub lists them: each task's own metric, by pool, 0 to 1."""
-    return [
-        EvalResult(
-            task_type="retrieval",
-            task_name=TASK_TYPES[task.task_id] if task.task_id is not None else task.type,
-            dataset_type=result.suite,
-            dataset_name=task.name,
-            dataset_config=task.name,  # the Hub tells results apart by it, not by the name
-            dataset_split=result.settings["split"],
-            metric_type="hit_rate",
-            metric_name=f"{task.metric}, {pool} pool",
-            metric_value=round(task.rate(MODEL, pool), 4),
-        )
-        for task in result.tasks
-        for pool in result.pools
-    ]
 
 
 def _name(recipe: Recipe, file: str) -> str:

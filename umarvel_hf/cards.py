@@ -90,6 +90,26 @@ def reranker_card(*, base: str, license: str | None = None) -> str:
     )
 
 
+def list_scores(folder: Path, results: Sequence[EvalResult], table: str) -> None:
+    """Write scores into the card of a checkpoint: the table for people, the list for the Hub; earlier ones go.
+
+    Raises:
+        FileNotFoundError: The folder has no card.
+    """
+    path = folder / "README.md"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no README.md; give the folder of a checkpoint.")
+    card = ModelCard.load(path)
+    card.data.eval_results, card.data.model_name = list(results), card.data.model_name or folder.name
+    before, _, rest = card.text.partition("## Scores\n")
+    if not rest:
+        before, _, rest = card.text.partition("## Limits\n")
+        rest = f"## Limits\n{rest}"
+    after = rest[rest.find("## ") :] if "## " in rest else ""
+    card.text = f"{before.rstrip()}\n\n## Scores\n\nHit rates in percent:\n\n```\n{table}\n```\n\n{after}"
+    card.save(path)
+
+
 def license_of(folder: Path) -> str | None:
     """The licence that the card in a folder names; None where there is none."""
     path = folder / "README.md"

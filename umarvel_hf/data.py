@@ -224,7 +224,12 @@ def as_item(text: str, image: Path | None) -> Item:
 
 
 class MBeir:
-    """A folder in M-BEIR's layout. Files are read on first use and kept."""
+    """A folder in M-BEIR's layout (recipe.md §9.1). Files are read on first use and kept.
+
+    Raises:
+        FileNotFoundError: ``root`` is no folder; later, a file of the layout is not there.
+        ValueError: Later, a line that is wrong, with its file and number.
+    """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)

@@ -17,7 +17,7 @@ ADDED_AT_ONCE = 8_192
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A candidate that was found."""
+    """A candidate that was found: its id, and the inner product with the query, -1 to 1."""
 
     id: str
     score: float
@@ -120,7 +120,18 @@ class FlatIndex:
 
 
 def build_index(encoder: Encoder, ids: Sequence[str], items: Sequence[Item], **encoding: Any) -> FlatIndex:
-    """Encode items and index them under their ids; ``encoding`` goes to :func:`embed`."""
+    """Encode items and index them under their ids.
+
+    Args:
+        ids: N unique strings.
+        items: N items, as :func:`umarvel_hf.encoding.encode` takes them; all N vectors are in memory.
+        encoding: ``instruction``, ``batch_tokens`` and ``show_progress_bar``, as :func:`umarvel_hf.search.embed` takes
+            them.
+
+    Raises:
+        ValueError: There are no items, other numbers of ids and items, an id twice; an item that cannot be read (an
+            ``ItemError``, which names its place); vectors that are not of unit length.
+    """
     if not items:
         raise ValueError("There is nothing to index: the list of items is empty.")
     embeddings = embed(encoder, items, **encoding)
@@ -132,5 +143,17 @@ def build_index(encoder: Encoder, ids: Sequence[str], items: Sequence[Item], **e
 def retrieve(
     encoder: Encoder, index: FlatIndex, query: Item, *, instruction: str | None = None, k: int = 10
 ) -> list[Hit]:
-    """Find what answers one query, best first."""
+    """Find what answers one query.
+
+    Args:
+        query: An item, as :func:`umarvel_hf.encoding.encode` takes it.
+        instruction: What to look for; None: the encoder's own default, if it has one.
+        k: How many.
+
+    Returns:
+        The k best, or all where there are fewer, best first; of equal scores the higher id first.
+
+    Raises:
+        ValueError: ``k`` below 1, another dimension than the index's, or a query that cannot be read.
+    """
     return index.search(embed(encoder, [query], instruction=instruction), k)[0]

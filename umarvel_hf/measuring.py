@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from umarvel_hf.cards import list_scores
 from umarvel_hf.data import MBeir
 from umarvel_hf.devices import open_encoder
 from umarvel_hf.emoji import DATASETS, benchmark_dir
@@ -118,13 +119,16 @@ def evaluate(
     return Evaluation(result, report(out, data=benchmark.root))
 
 
-def report(result: str | Path, *, data: str | Path | None = None, out: str | Path | None = None) -> Path:
-    """Write the page of an evaluation.
+def report(
+    result: str | Path, *, data: str | Path | None = None, out: str | Path | None = None, card: str | Path | None = None
+) -> Path:
+    """Write the page of an evaluation, and its scores into a model card.
 
     Args:
         result: Folder of an evaluation, or its ``result.json``.
         data: The data evaluated on; None: where they were. The page shows pictures only where they are found.
         out: HTML file to write; None: ``report.html`` in the folder.
+        card: Folder of the checkpoint that was evaluated, whose card shall tell its scores.
 
     Raises:
         ValueError, FileNotFoundError: There is no result, or a given ``data`` is no folder.
@@ -134,6 +138,8 @@ def report(result: str | Path, *, data: str | Path | None = None, out: str | Pat
     root = data or found.settings.get("data")
     points = load_frontier(folder / "frontier.json") if (folder / "frontier.json").is_file() else None
     benchmark = MBeir(root) if root and (data or Path(root).is_dir()) else None
+    if card is not None:
+        list_scores(Path(card), found.listed(), found.table())
     return write_report(found, benchmark, Path(out or folder / "report.html"), descriptions=DATASETS, frontier=points)
 
 

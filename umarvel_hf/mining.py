@@ -214,7 +214,14 @@ def mine_benchmark(
 
 
 def show_lists(table: NegativeTable, benchmark: MBeir, *, qids: Sequence[str], top: int = 10) -> str:
-    """What was mined for some queries, in words: their right answers (+) and best candidates (-)."""
+    """What was mined for some queries, in words: their right answers (+) and best candidates (-).
+
+    Args:
+        top: Candidates shown a query.
+
+    Raises:
+        ValueError: A query was not mined, or ``benchmark`` does not have it.
+    """
     asked, pool = {query.qid: query for query in benchmark.train_queries()}, benchmark.union_pool("train")
     if missing := [qid for qid in qids if qid not in table]:
         raise ValueError(f"{table.path}: query {missing[0]!r} is not among the {len(table):,} that were mined.")

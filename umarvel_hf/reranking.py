@@ -22,7 +22,7 @@ WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20
 
 
 class Reranker(Protocol):
-    """Anything that judges pairs, such as a ``CrossEncoder`` over Yes and No."""
+    """Anything that judges pairs, such as a ``CrossEncoder`` over Yes and No; its answers are probabilities, 0 to 1."""
 
     def predict(
         self,

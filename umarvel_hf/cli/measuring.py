@@ -112,11 +112,14 @@ def report(
     result: Annotated[Path, typer.Argument(help="Folder of an evaluation, or its result.json.")],
     data: Annotated[Path | None, typer.Option(help="The data evaluated on (default: where they were).")] = None,
     out: Annotated[Path | None, typer.Option(help="HTML file to write (default: report.html in the folder).")] = None,
+    card: Annotated[
+        Path | None, typer.Option(help="Folder of the checkpoint that was evaluated: its card shall tell the scores.")
+    ] = None,
 ) -> Told:
-    """Write report.html from the folder of an evaluation."""
+    """Write report.html from the folder of an evaluation, and its scores into a model card."""
     from umarvel_hf.measuring import report as write
 
-    page = write(result, data=data, out=out)
+    page = write(result, data=data, out=out, card=card)
     return Told(str(page), {"report": page})
 
 

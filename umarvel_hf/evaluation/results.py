@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import EvalResult
 
 from umarvel_hf.data import TASK_TYPES, Task
 from umarvel_hf.evaluation.significance import LEVEL, Comparison, corrected, paired
@@ -182,6 +183,24 @@ class Result:
         except (KeyError, TypeError, IndexError, StopIteration) as error:
             raise ValueError(f"{path} is no whole result ({error!r}). Evaluate again.") from error
         return result
+
+    def listed(self) -> list[EvalResult]:
+        """The model's scores as the Hub lists them in a card: each task's own metric, by pool, 0 to 1."""
+        return [
+            EvalResult(
+                task_type="retrieval",
+                task_name=task.type,
+                dataset_type=self.suite,
+                dataset_name=task.name,
+                dataset_config=task.name,  # the Hub tells results apart by it, not by the name
+                dataset_split=self.settings["split"],
+                metric_type="hit_rate",
+                metric_name=f"{task.metric}, {pool} pool",
+                metric_value=round(task.rate(MODEL, pool), 4),
+            )
+            for task in self.tasks
+            for pool in self.pools
+        ]
 
     def table(self) -> str:
         """All tasks as aligned plain text, in percent, misses included."""
