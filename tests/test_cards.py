@@ -44,10 +44,16 @@ def test_a_card_says_what_the_model_is(checkpoint, model):
     assert "| causal | last |" in told and "- It knows Welsh only.\n" in told and "# b as a U-MARVEL embedder" in told
 
 
-def test_what_it_was_made_of_is_named_to_the_hub_where_it_is_there(model):
+def test_what_it_was_made_of_is_named_to_the_hub_where_it_is_there(model, tmp_path, monkeypatch):
     of_hub = ModelCard(embedder_card(model, base="Qwen/Qwen2-VL-2B-Instruct", made_by="x", license="apache-2.0"))
     assert (of_hub.data.base_model, of_hub.data.license) == ("Qwen/Qwen2-VL-2B-Instruct", "apache-2.0")
     assert "`apache-2.0`, as Qwen/Qwen2-VL-2B-Instruct has it." in of_hub.text
+    pinned = ModelCard(embedder_card(model, base="Qwen/Qwen2-VL-2B-Instruct@main", made_by="x"))
+    assert pinned.data.base_model == "Qwen/Qwen2-VL-2B-Instruct" and "# Qwen2-VL-2B-Instruct as a" in pinned.text
+    (tmp_path / "models/base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("models/base", "./base", "../base"):
+        assert "base_model" not in ModelCard(embedder_card(model, base=folder, made_by="x")).data.to_dict()
     of_folder = ModelCard(embedder_card(model, base="/home/someone/secret/base", made_by="x"))
     assert "base_model" not in of_folder.data.to_dict() and "license" not in of_folder.data.to_dict()
     assert "secret" not in of_folder.content and "That of base, whose card is not at hand" in of_folder.text
@@ -78,6 +84,15 @@ def test_scores_of_a_later_evaluation_are_written_into_a_card(checkpoint, result
         assert card.text.count("## Scores\n") == 1 and card.text.count(result.table()) == 1
         for heading in ("## Use", "## Limits", "## Licence"):
             assert card.text.count(heading) == 1
+    foreign = "---\ntags:\n- x\n---\r\n# Mine\r\n\r\n## Scores\r\nold\r\n### By task\r\nold\r\n## Use\r\nso\r\n"
+    (made / "README.md").write_bytes(foreign.encode())
+    list_scores(made, result.listed(), "new")
+    text = ModelCard.load(made / "README.md").text
+    assert "old" not in text and "## By task" not in text and text.count("## Scores") == 1
+    assert "## Use\nso" in text and "## Limits" not in text
+    (made / "README.md").write_text("---\ntags:\n- x\n---\n# Mine\n")
+    list_scores(made, result.listed(), "new")
+    assert ModelCard.load(made / "README.md").text.strip().startswith("# Mine\n\n## Scores\n")
     with pytest.raises(FileNotFoundError, match=r"has no README\.md; give the folder of a checkpoint"):
         list_scores(tmp_path, result.listed(), "")
 
@@ -108,6 +123,8 @@ def test_the_licence_of_a_base_is_read_and_handed_on(bases, tmp_path):
     made = new_model(base, tmp_path / "made")
     assert license_of(made) == "mit"
     (base / "README.md").write_text("---\nlicense: [odd]\n---\n")
+    assert license_of(base) is None
+    (base / "README.md").write_text("---\nlicense: [odd\n---\n")
     assert license_of(base) is None
 
 

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,6 +131,10 @@ def test_the_version_is_that_of_the_package(capsys):
         (["evaluate", "m", "--pixels", "x"], "'x' is no list of whole numbers; write it like 4096,8192. See"),
         (["evaluate", "m", "--memory", "much"], "'much' is no amount of memory; write it like 8GB or 512MiB. See"),
         (["evaluate", "m", "--tasks", ","], "it is empty; give names with commas between them. See"),
+        (
+            ["search", "a", "--device", "cpu,cpu"],
+            "Invalid value for '--device': 2 devices are given, cpu,cpu; name one.",
+        ),
         (["mine", "m", "--dtype", "int8"], "Invalid value for '--dtype': 'int8' is not one of"),
     ],
 )
@@ -288,6 +293,23 @@ def test_evaluate_reranks_with_a_weight_from_another_split(
     assert "was fitted on split 'val', which is the one to evaluate" in told
     (tmp_path / "broken.json").write_text('{"weight": 1}')
     assert "holds no fusion weight" in refused(*command, "--rerank", "r", "--fusion", tmp_path / "broken.json")
+
+
+def test_evaluate_leaves_the_runs_of_trainings_alone(umarvel, checkpoint, benchmark, tmp_path):
+    shutil.copytree(checkpoint, "runs/mine/model")
+    umarvel(
+        "evaluate", "runs/mine/model", "--data", benchmark, "--tasks", "plain_task0", "--out", ".", "--no-baselines"
+    )
+    assert Path("runs/mine/model/model.safetensors").is_file() and Path("runs/local/plain_task0.txt").is_file()
+
+
+def test_every_verb_starts_in_a_process_of_its_own(tmp_path):
+    """Whatever it imports first: where torchvision's operators do not load, that must be what helps it."""
+    code = "import importlib, sys; importlib.import_module(sys.argv[1])"
+    for module in ("measuring", "searching", "doctor"):
+        command = [sys.executable, *WARNINGS_ARE_ERRORS, "-c", code, f"umarvel_hf.{module}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{module}\n{done.stderr}"
 
 
 def test_evaluate_scores_a_run_file(umarvel, refused, evaluated, tmp_path):

@@ -1,6 +1,7 @@
 """Collections: read from folders and tables, encoded so that a run can be broken off, what is unreadable set aside."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -45,6 +46,15 @@ def test_a_table_gives_texts_pictures_and_both(folder, kind):
     }
 
 
+def test_values_of_a_table_stay_as_they_are_written(tmp_path):
+    (tmp_path / "a[1].CSV").write_text("id,text\n007,null\n008,2024-01-01\n", encoding="utf-8-sig")
+    assert dict(read_corpus(tmp_path / "a[1].CSV").items) == {"007": "null", "008": "2024-01-01"}
+    (tmp_path / "a.jsonl").write_text(
+        '{"id": "2024-01-01", "text": "été"}\n\n{"id": 7, "text": "7"}\n', encoding="utf-8"
+    )
+    assert dict(read_corpus(tmp_path / "a.jsonl").items) == {"2024-01-01": "été", "7": "7"}
+
+
 def test_rows_without_ids_are_numbered(tmp_path):
     (tmp_path / "texts.csv").write_text("text\na dog\na cat\n")
     assert dict(read_corpus(tmp_path / "texts.csv").items) == {"0": "a dog", "1": "a cat"}
@@ -55,7 +65,21 @@ def test_rows_without_ids_are_numbered(tmp_path):
     [
         ("a.csv", "id,text\nx,a\nx,b\n", "a.csv, row 1: id 'x' occurs twice"),
         ("a.csv", "id,caption\nx,a\n", "a.csv, row 0: neither text nor image; its columns are id, caption"),
-        ("a.csv", "text\n7\n", "a.csv, row 0: text is a int; give a string"),
+        ("a.jsonl", '{"text": 7}', "a.jsonl, row 0: text is a int; give a string"),
+        ("a.jsonl", '{"text": "a"}\n{"text":', "a.jsonl is not a whole jsonl table"),
+        ("a.jsonl", "[1]", "a.jsonl is not a whole jsonl table (a row is a list, not an object)"),
+        ("a.jsonl", "", "a.jsonl holds no rows"),
+        (
+            "a.csv",
+            "text\na dog, a cat\n",
+            "a.csv is not a whole csv table (row 0 has more fields than there are columns)",
+        ),
+        ("a.parquet", "no parquet", "a.parquet is not a whole parquet table"),
+        (
+            "a.json",
+            '{"found": [1]}',
+            "a.json is not what `umarvel search --json` prints (a row is a int, not an object)",
+        ),
         ("a.xlsx", "", "a.xlsx is no table that can be read; give a folder, or one of .jsonl, .csv, .parquet"),
         ("a.json", "[]", "a.json is not what `umarvel search --json` prints"),
         ("a.json", '{"found": []}', "a.json holds no rows"),
@@ -63,7 +87,7 @@ def test_rows_without_ids_are_numbered(tmp_path):
 )
 def test_a_table_that_is_wrong_is_refused_by_row(tmp_path, name, content, told):
     (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=told.replace(".", r"\.")):
+    with pytest.raises(ValueError, match=re.escape(told)):
         read_corpus(tmp_path / name)
 
 

@@ -78,6 +78,10 @@ def test_tied_embeddings_stay_tied(bases, tmp_path):
     base = edited(bases("qwen3_vl"), tmp_path / "base", without_head, tied)
     out = export(new_model(base, tmp_path / "ours"), tmp_path / "out", base=base)
     model = AutoModelForImageTextToText.from_pretrained(out)
+    assert (
+        model.config.get_text_config().vocab_size
+        == json.loads((base / "config.json").read_text())["text_config"]["vocab_size"]
+    )
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 

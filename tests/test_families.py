@@ -19,6 +19,7 @@ from pictures import picture
 from umarvel_hf.conversion import convert
 from umarvel_hf.encoding import encode, load
 from umarvel_hf.families import FAMILIES, find_family
+from umarvel_hf.reranker_checkpoint import new_reranker
 
 USER, ASSISTANT = "<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 HELPFUL = f"<|im_start|>system\nYou are a helpful assistant.{USER}"
@@ -229,6 +230,12 @@ def test_no_text_becomes_control(made, family):
     assert counted[0] == counted[1]
 
 
+def test_a_converted_family_is_no_base_of_a_re_ranker(made, tmp_path):
+    published, _, _ = made("gme")
+    with pytest.raises(ValueError, match="was converted from another family and writes texts as that does"):
+        new_reranker(published.parent / "ours", tmp_path / "out")
+
+
 def test_turns_of_an_assistant_are_refused(made):
     _, _, ours = made("gme")
     chat = [{"role": "user", "content": "a dog"}, {"role": "assistant", "content": "woof"}]
@@ -241,6 +248,7 @@ def test_a_family_is_known_by_its_repository_its_class_or_what_only_it_writes():
         for repository in family.repositories:
             assert find_family(repository, (), is_reference=False) == name
     assert find_family("tencentbac/u-marvel-qwen2vl-7b-instruct", ["X"], is_reference=False) == "u-marvel"
+    assert find_family("code-kunkun/LamRA-Ret@main", (), is_reference=False) == "lamra"
     assert find_family("my/copy", ["GmeQwen2VL"], is_reference=False) == "gme"
     assert find_family("my/copy", ["Qwen2VLRetForConditionalGeneration"], is_reference=True) == "u-marvel"
 

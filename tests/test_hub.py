@@ -37,7 +37,7 @@ AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True).push_to_hub("t
 load(checkpoint).push_to_hub("tester/embedder")
 push(checkpoint, "tester/folder", private=True, message="A first one")
 CrossEncoder(reranker, trust_remote_code=True).push_to_hub("tester/cross-encoder")
-push(reranker, "tester/reranker")
+push(reranker, "reranker")  # of whoever pushes: tester
 """
 
 VECTORS = """

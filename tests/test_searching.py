@@ -47,6 +47,19 @@ def test_the_instruction_is_the_checkpoints_own_for_query_and_items(checkpoint, 
     assert [one.score for one in other] != [one.score for one in search("a dog", index=vectors, device="cpu")]
 
 
+def test_what_was_encoded_is_searched_from_another_folder_too(checkpoint, pictures_folder, tmp_path, monkeypatch):
+    (tmp_path / "my-embedder").symlink_to(checkpoint)
+    monkeypatch.chdir(tmp_path)
+    encode_collection(pictures_folder, "vectors", model="my-embedder", device=["cpu"])
+    found = search("a dog", index="vectors", k=2, device="cpu")
+    monkeypatch.chdir(tmp_path.parent)
+    assert search("a dog", index=tmp_path / "vectors", k=2, device="cpu") == found
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(pictures_folder.parent)
+    (here,) = search("a dog", images=pictures_folder.name, model=checkpoint, k=1, device="cpu")
+    assert here.facts()["image"].startswith(str(pictures_folder))
+
+
 def test_a_store_is_not_searched_with_another_model(bases, vectors, tmp_path):
     other = new_model(bases("qwen3_vl"), tmp_path / "other")
     with pytest.raises(ValueError, match="holds other vectors than those asked for"):
@@ -60,6 +73,8 @@ def test_a_search_that_makes_no_sense_is_refused(vectors, pictures_folder, tmp_p
         search("a", index=vectors, images=pictures_folder)
     with pytest.raises(FileNotFoundError, match="holds nothing to search; fill it first: `umarvel encode ITEMS"):
         search("a", index=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"the file 'gone\.png' does not exist"):
+        search(image="gone.png", index=vectors)
     with pytest.raises(ValueError, match="k is 0"):
         search("a", index=vectors, k=0)
 

@@ -40,6 +40,11 @@ class BlockBatchSampler(DefaultBatchSampler):
         ranks: None: as many as there are.
         host: As the host passes them: ``batch_size``, ``drop_last``, ``valid_label_columns``, ``generator``,
             ``seed``.
+
+    Raises:
+        ValueError: Other numbers of rows and groups; ``first`` or ``weights`` name a group that is not there; a weight
+            is not above 0; ``block_size`` and batch size do not divide; a step would mix rows of several columns; an
+            epoch has no batch, or no equal number for every rank.
     """
 
     def __init__(

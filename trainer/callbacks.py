@@ -29,7 +29,7 @@ class PushWholeModels(TrainerCallback):
     ) -> None:
         """Put the code and modules of the checkpoint that is pushed beside its weights."""
         checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if checkpoint.is_dir():
+        if state.is_world_process_zero and checkpoint.is_dir():
             ignored = shutil.ignore_patterns(*OF_TRAINING)
             shutil.copytree(checkpoint, str(args.output_dir), ignore=ignored, dirs_exist_ok=True)
 
@@ -54,6 +54,11 @@ class HardNegativeMining(TrainerCallback):
         rows: What the trainer reads.
         out: The tables go to ``out/epoch-<n>``.
         every_epochs: 2 mines when the epochs 2, 4, 6… begin, counted from 0.
+
+    Raises:
+        ValueError: ``every_epochs`` is below 1; as training begins, persistent data loader workers or weights split by
+            FSDP.
+        FileNotFoundError: As a continued epoch begins, its tables are gone.
     """
 
     def __init__(

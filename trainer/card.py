@@ -19,10 +19,16 @@ from umarvel_hf.evaluation.results import POOLS
 from umarvel_hf.trainer.recipe import KINDS, Captions, Contrastive, Nli, Recipe
 
 PLOT = "scores.svg"
+TRIAL = (
+    "It is a trial of {max_steps} steps a stage on a small part of the data; its scores, on a small part of the test "
+    "split, show only that everything runs."
+)
 SHIPPED_LICENSE = "apache-2.0"  # of models that are trained from nothing
 
 
-def finish_model(last: Path, out: Path, recipe: Recipe, benchmark: MBeir | None) -> None:
+def finish_model(
+    last: Path, out: Path, recipe: Recipe, benchmark: MBeir | None, *, max_steps: int | None = None
+) -> None:
     """Copy the last embedder to ``out`` with a card that tells its stages and, if the recipe asks, its test scores.
 
     The folder of the run, in which ``out`` lies, has ``recipe.yaml`` and ``history.jsonl``; the test scores go to its
@@ -34,7 +40,7 @@ def finish_model(last: Path, out: Path, recipe: Recipe, benchmark: MBeir | None)
     (folder / "result.json").unlink(missing_ok=True)  # of other weights
     model = load(str(out), device=str(PartialState().device))
     file = (folder / "recipe.yaml").read_text(encoding="utf-8")
-    command = f"umarvel train {_name(recipe, file)}"
+    command = f"umarvel train {_name(recipe, file)}" + (f" --max-steps {max_steps}" if max_steps else "")
     if recipe.measures_test:
         assert benchmark is not None  # checked when the recipe was read
         result = evaluate_benchmark(model, benchmark, settings={"model": recipe.name, "command": command})
@@ -50,6 +56,7 @@ def finish_model(last: Path, out: Path, recipe: Recipe, benchmark: MBeir | None)
         made_by=command,
         name=recipe.name,
         license=license_of(last) if recipe.start.model else SHIPPED_LICENSE,
+        limits=[TRIAL.format(max_steps=max_steps)] if max_steps else [],
         trained=Trained(
             stages=_stages_table(recipe, {record["stage"]: record for record in noted}),
             data=_learned_from(recipe, benchmark),
@@ -57,7 +64,7 @@ def finish_model(last: Path, out: Path, recipe: Recipe, benchmark: MBeir | None)
             recipe_sha256=hashlib.sha256(file.encode()).hexdigest(),
             table=result.table() if result is not None else "",
             plot=PLOT if scores else "",
-            results=result.listed() if result is not None else (),
+            results=result.listed() if result is not None and not max_steps else (),
         ),
     )
     (out / "README.md").write_text(card, encoding="utf-8")

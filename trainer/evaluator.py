@@ -30,7 +30,8 @@ class RetrievalEvaluator(SentenceEvaluator):
     before it.
 
     Args:
-        queries_per_task, candidates_per_task: Size of the slice (:class:`Slice`).
+        split: Whose queries are drawn.
+        queries_per_task, candidates_per_task: Size of the slice (:class:`Slice`), each from 1.
         pools: ``local``, ``union`` or both; ``hit@5`` on the last of them is the primary metric.
         name: Stands before every metric and in the name of the CSV file.
         write_csv: Add a line to ``<output_dir>/eval/Retrieval_evaluation_<name>_results.csv`` each time.
@@ -61,7 +62,7 @@ class RetrievalEvaluator(SentenceEvaluator):
     def __call__(  # type: ignore[override]  # as the host's own evaluators do
         self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
-        """Encode the slice and search it."""
+        """Encode the slice and search it; metrics are 0 to 1, by the names above."""
         # Only what encodes: the weights' checksum, which evaluations store, is of no use here and takes long to make.
         one = partial(encode, model) if can_encode(model) else model.encode
         encoder = cast(Encoder, SimpleNamespace(encode=one))
@@ -78,7 +79,7 @@ class RetrievalEvaluator(SentenceEvaluator):
         return metrics
 
     def get_config_dict(self) -> dict[str, Any]:
-        """For the model card."""
+        """What the model card says of it: split, pools and the queries of every task."""
         return {"split": self.split, "pools": self.pools, "queries": self.sizes}
 
 

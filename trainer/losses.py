@@ -152,6 +152,11 @@ class InfoNCE(EmbeddingLoss):
         symmetric: Take the mean of this and of the cross-entropy of every positive among the queries of all ranks.
         shared: False: a query is scored against its own positive and its own hard negatives only.
 
+    Raises:
+        ValueError: ``symmetric`` without ``shared``, ``mini_batch_size`` below 1; of a batch, too few columns or a
+            ``label`` of another shape or type.
+        NotFinite: A batch's loss is infinite or no number; no weight was changed by it.
+
     References:
         The reference's loss (recipe.md §4.2), but remote rows carry gradients and logits are float32 (§13, 13 and 18).
     """
@@ -222,6 +227,10 @@ class DistillKL(EmbeddingLoss):
         model, mini_batch_size: As in :class:`EmbeddingLoss`.
         infonce_weight: Added so many times: minus the logarithm of the probability that the student gives to all right
             candidates of a row together; of a row that has none, nothing. Means are over all rows.
+
+    Raises:
+        ValueError: ``mini_batch_size`` is below 1; of a batch, ``label`` is missing or of another shape or type.
+        NotFinite: A batch's loss is infinite or no number; no weight was changed by it.
     """
 
     def __init__(

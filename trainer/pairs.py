@@ -85,6 +85,12 @@ class Pairs:
 
         Args:
             negatives: ``hard_neg`` is a hard negative; otherwise it need not be there.
+            quarantine: What becomes of rows that lack something; None: the first of them raises.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: A column is missing, the file is not UTF-8, a row is bad and is not to be left out, or none is
+                left.
         """
         named = {"anchor": "sent0", "positive": "sent1", **({"negative_1": "hard_neg"} if negatives else {})}
         quarantine = quarantine or Quarantine()
@@ -109,6 +115,14 @@ class Pairs:
         Args:
             text, image: Names of the columns.
             images: The folder that paths of pictures are relative to; None: that of the file.
+            direction: Whether texts ask for pictures or pictures for texts.
+            instruction: Of every query; None: they have none.
+            quarantine: What becomes of rows that lack something, or whose picture does not open; None: the first that
+                lacks something raises.
+
+        Raises:
+            FileNotFoundError: There is no such jsonl or csv file.
+            ValueError: The source is of no kind that is read; otherwise as for :meth:`nli`.
         """
         quarantine, path, lines = quarantine or Quarantine(), Path(source), None
         if path.suffix in READERS:

@@ -257,6 +257,9 @@ class Recipe:
         max_pixels: Larger pictures are scaled down to so many, from the start on.
         bad_rows: Whether a row that cannot be used ends the run, or is left out and listed in ``quarantine.jsonl``.
         evaluation: What is measured; None: nothing.
+
+    Raises:
+        ValueError: ``seed`` is not from 0 to below 2**32.
     """
 
     name: str

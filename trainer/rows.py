@@ -75,6 +75,9 @@ class TrainingRows(DrawnRows):
             sources. Pictures stay unopened until training begins.
         groups: The group of every row.
         columns: The columns of every group.
+
+    Raises:
+        ValueError: Two sources have rows of one group with different columns.
     """
 
     def __init__(self, sources: Sequence[Source], *, seed: int, augmentation: Augmentation | None = None) -> None:

@@ -54,7 +54,9 @@ def train(recipe: str | Path, out: str | Path, *, benchmark: MBeir | None = None
         ``out/model``, the last embedder: a checkpoint that three libraries load.
 
     Raises:
-        ValueError: Stages do not fit together; a stage was begun with other settings or inputs; a row is bad.
+        FileNotFoundError: ``recipe`` is neither a shipped one nor a file.
+        ValueError: Stages do not fit together; a stage was begun with other settings or inputs; a row is bad; the
+            recipe asks for a benchmark and none is given; ``max_steps`` is below 1.
         BlockingIOError: Another process works in ``out``.
     """
     if max_steps is not None and max_steps < 1:
@@ -162,7 +164,7 @@ class _Run:
         if model.is_dir() and path.read_bytes() == now:
             return
         unfinished = self.out / "model.unfinished"
-        finish_model(context.model, unfinished, self.recipe, self.benchmark)
+        finish_model(context.model, unfinished, self.recipe, self.benchmark, max_steps=self.max_steps)
         shutil.rmtree(model, ignore_errors=True)
         with whole_file(path) as file:
             file.write(now)

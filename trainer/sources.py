@@ -57,6 +57,9 @@ class Choice:
             table gave is not chosen from the lists of the next.
         filters: Of all of them.
         tasks: Another ``strategy`` (kind) and ``window`` for the groups named (recipe.md §6.5).
+
+    Raises:
+        ValueError: What ``tasks`` ask for is no :class:`~umarvel_hf.negatives.Strategy`.
     """
 
     strategies: Mapping[str, Strategy]

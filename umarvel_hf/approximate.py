@@ -1,6 +1,8 @@
 """An approximate FAISS index of a store, for collections where a pass over all vectors takes too long."""
 
+import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +14,7 @@ import numpy as np
 from umarvel_hf.corpus import EncodedCorpus, open_corpus
 from umarvel_hf.index import Hit
 from umarvel_hf.search import SCALE, Search, exact_scores, search_store
-from umarvel_hf.store import whole_file
+from umarvel_hf.store import MANIFEST, whole_file
 
 INDEX, FACTS = "index.faiss", "index.json"
 BLOCK, SAMPLE, TRAINED_ON = 65_536, 500, 262_144
@@ -25,11 +27,13 @@ class IndexReport:
     """What was built, and how well it finds.
 
     Args:
+        vectors: The folder of the store, and ``store``, a checksum of what it holds.
         recall_at_10: Of the ten best of each of ``sampled`` stored vectors, the share that it finds, 0 to 1.
         query_ms: Milliseconds a query, asked together, on this machine.
     """
 
     vectors: str
+    store: str
     factory: str
     count: int
     bytes: int
@@ -64,7 +68,14 @@ class ApproximateIndex:
         if not (folder / INDEX).is_file():
             raise FileNotFoundError(f"{folder} holds no index; make one: `umarvel index VECTORS {folder}`.")
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        return cls(faiss.read_index(str(folder / INDEX)), open_corpus(facts["vectors"], made_by=made_by))
+        corpus = open_corpus(facts["vectors"], made_by=made_by)
+        if (found := _checksum(corpus)) != facts["store"]:
+            raise ValueError(
+                f"{folder} was made of other vectors than {facts['vectors']} holds now (checksum {facts['store']}, now "
+                f"{found}). Build it anew: `umarvel index {facts['vectors']} {folder}`."
+            )
+        content = np.frombuffer((folder / INDEX).read_bytes(), dtype=np.uint8)
+        return cls(faiss.deserialize_index(content), corpus)
 
     def search(self, embeddings: np.ndarray, k: int = 10) -> list[list[Hit]]:
         """The best of what FAISS proposes for each of (Q, D) float32, best first; of equal scores the higher id."""
@@ -104,14 +115,16 @@ def build_approximate(vectors: str | Path, out: str | Path, *, factory: str = "H
         if not index.is_trained:
             chosen = np.random.default_rng(0).permutation(len(store))[:TRAINED_ON]
             index.train(store.take(np.sort(chosen)))
+        for _, half in store.blocks(BLOCK):
+            index.add(half.astype(np.float32))
     except RuntimeError as error:
         told = str(error).rpartition("Error: ")[2].splitlines()[0]
         raise ValueError(
             f"FAISS cannot make an index {factory!r} of {len(store):,} vectors ({told}); give another factory, such as "
             "HNSW32 or Flat."
         ) from error
-    for _, half in store.blocks(BLOCK):
-        index.add(half.astype(np.float32))
+    if (lists := faiss.try_extract_index_ivf(index)) is not None:
+        lists.nprobe = math.ceil(math.sqrt(lists.nlist))  # FAISS itself looks into one of them; it is stored along
     found = ApproximateIndex(index, corpus)
     sample = store.take(np.sort(np.random.default_rng(1).permutation(len(store))[:SAMPLE]))
     best = search_store(store, {"sample": Search(sample, {"all": None})}, k=min(10, len(store)), memory=MEMORY)
@@ -125,6 +138,7 @@ def build_approximate(vectors: str | Path, out: str | Path, *, factory: str = "H
         file.write(content.data)
     report = IndexReport(
         vectors=str(Path(vectors).absolute()),
+        store=_checksum(corpus),
         factory=factory,
         count=len(store),
         bytes=len(content),
@@ -135,3 +149,8 @@ def build_approximate(vectors: str | Path, out: str | Path, *, factory: str = "H
     with whole_file(out / FACTS) as file:
         file.write(json.dumps(asdict(report), indent=1).encode())
     return report
+
+
+def _checksum(corpus: EncodedCorpus) -> str:
+    """Of the manifest of a store, which has the checksums of all its files."""
+    return hashlib.sha256((corpus.store.folder / MANIFEST).read_bytes()).hexdigest()[:16]

@@ -5,14 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from umarvel_hf.modeling.modeling_umarvel import UMarvelModel
+from umarvel_hf.hub import is_repository, name_of
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+if TYPE_CHECKING:
+    from umarvel_hf.modeling.modeling_umarvel import UMarvelModel
+
 TAGS = ["umarvel", "sentence-transformers", "multimodal-retrieval"]
 UNTRAINED = "It is not trained for retrieval yet: its vectors are as good as its backbone's states happen to be."
 
@@ -40,7 +43,7 @@ class Trained:
 
 
 def embedder_card(
-    model: UMarvelModel,
+    model: "UMarvelModel",
     *,
     base: str,
     made_by: str,
@@ -63,7 +66,7 @@ def embedder_card(
         "embedder_card.md.jinja",
         base=base,
         made_by=made_by,
-        name=name or Path(base).name,
+        name=name or name_of(base).rpartition("/")[2],
         license=license,
         pipeline_tag="feature-extraction",
         limits=limits,
@@ -83,7 +86,7 @@ def reranker_card(*, base: str, license: str | None = None) -> str:
     return _render(
         "reranker_card.md.jinja",
         base=base,
-        name=Path(base).name,
+        name=name_of(base),
         license=license,
         pipeline_tag="text-ranking",
         trained=None,
@@ -101,12 +104,15 @@ def list_scores(folder: Path, results: Sequence[EvalResult], table: str) -> None
         raise FileNotFoundError(f"{folder} has no README.md; give the folder of a checkpoint.")
     card = ModelCard.load(path)
     card.data.eval_results, card.data.model_name = list(results), card.data.model_name or folder.name
-    before, _, rest = card.text.partition("## Scores\n")
-    if not rest:
-        before, _, rest = card.text.partition("## Limits\n")
-        rest = f"## Limits\n{rest}"
-    after = rest[rest.find("## ") :] if "## " in rest else ""
-    card.text = f"{before.rstrip()}\n\n## Scores\n\nHit rates in percent:\n\n```\n{table}\n```\n\n{after}"
+    text = card.text.replace("\r\n", "\n")
+    # Where they stand, else before what the model cannot do, else last; up to the next heading of this kind.
+    found = re.search(r"^## Scores *\n", text, re.MULTILINE)
+    start = found or re.search(r"^(?=## Limits *$)", text, re.MULTILINE) or re.search(r"\Z", text)
+    assert start is not None
+    end = re.search(r"^## ", text[start.end() :], re.MULTILINE) if found else None
+    after = text[start.end() + end.start() :] if end else "" if found else text[start.end() :]
+    scores = f"## Scores\n\nHit rates in percent:\n\n```\n{table}\n```\n"
+    card.text = f"{text[: start.start()].rstrip()}\n\n{scores}" + (f"\n{after}" if after else "")
     card.save(path)
 
 
@@ -115,16 +121,19 @@ def license_of(folder: Path) -> str | None:
     path = folder / "README.md"
     if not path.is_file():
         return None
-    found = ModelCard.load(path, ignore_metadata_errors=True).data.to_dict().get("license")
+    try:
+        found = ModelCard.load(path, ignore_metadata_errors=True).data.to_dict().get("license")
+    except (ValueError, yaml.YAMLError):  # whoever wrote it
+        return None
     return found if isinstance(found, str) else None
 
 
 def _render(template: str, *, base: str, name: str, license: str | None, pipeline_tag: str, **facts: Any) -> str:
     trained: Trained | None = facts["trained"]
-    known = HUB_ID.fullmatch(base) is not None
+    known = is_repository(base)
     data = ModelCardData(
         license=license,
-        base_model=base if known else None,
+        base_model=name_of(base) if known else None,
         library_name="sentence-transformers",
         pipeline_tag=pipeline_tag,
         tags=TAGS,
@@ -133,5 +142,5 @@ def _render(template: str, *, base: str, name: str, license: str | None, pipelin
     )
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     body = environment.from_string(files("umarvel_hf").joinpath(template).read_text(encoding="utf-8"))
-    told = {"base": base if known else Path(base).name, "name": name, "license": license}
+    told = {"base": name_of(base), "name": name, "license": license}
     return f"---\n{data.to_yaml()}\n---\n\n{body.render(**told, **facts)}"

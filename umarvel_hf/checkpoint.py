@@ -15,7 +15,7 @@ from transformers import AddedToken, AutoConfig, AutoModel, AutoProcessor, Pretr
 
 from umarvel_hf.cards import UNTRAINED, embedder_card, license_of
 from umarvel_hf.chat_template import EMB, INSTRUCTION_END, INSTRUCTION_START, control_tokens, make_template
-from umarvel_hf.hub import local_folder
+from umarvel_hf.hub import local_folder, name_of
 from umarvel_hf.modeling.configuration_umarvel import UMarvelConfig
 from umarvel_hf.modeling.modeling_umarvel import Similarity, UMarvelModel
 
@@ -49,7 +49,9 @@ def new_model(
 
     Raises:
         FileExistsError: ``out`` holds files.
-        ValueError: ``base`` has no multimodal processor, or one without a limit of pixels though one is given.
+        ValueError: ``base`` has no multimodal processor, or one without a limit of pixels though one is given; it is a
+            re-ranker, or a U-MARVEL checkpoint already.
+        FileNotFoundError, PermissionError, ConnectionError: As in :func:`umarvel_hf.hub.local_folder`.
     """
     out = empty_folder(out)
     source = local_folder(base)
@@ -67,7 +69,7 @@ def new_model(
     processor.chat_template = make_template(processor, generation_prompt=False)
     model = assemble(vlm, ids, positions=positions)
     card = embedder_card(
-        model, base=str(base), made_by=f"umarvel new {Path(base).name}", license=license_of(source), limits=[UNTRAINED]
+        model, base=str(base), made_by=f"umarvel new {name_of(base)}", license=license_of(source), limits=[UNTRAINED]
     )
     write_checkpoint(model, processor, out, card)
     return out

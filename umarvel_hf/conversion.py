@@ -34,7 +34,7 @@ from umarvel_hf.checkpoint import (
     write_checkpoint,
 )
 from umarvel_hf.families import FAMILIES, NAMES, REFERENCE, Family, family_template, find_family
-from umarvel_hf.hub import local_folder
+from umarvel_hf.hub import local_folder, name_of
 from umarvel_hf.modeling.modeling_umarvel import UMarvelModel
 
 DROPPED = ("lm_head.weight", "sim.temp")
@@ -48,7 +48,18 @@ InstructionRows = Literal["mean", "stored"]
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What :func:`convert` found and did; ``instruction_rows`` and ``generation_prompt`` are U-MARVEL's alone."""
+    """What :func:`convert` found and did; ``instruction_rows`` and ``generation_prompt`` are U-MARVEL's alone.
+
+    Args:
+        source: The folder that was converted.
+        base: The folder of the weights that an adapter was merged into; None: it was no adapter.
+        model_type, architecture, dtype: Of the backbone.
+        attention: ``bidirectional`` or ``causal``.
+        pooling: ``mean`` or ``last``.
+        temperature_from: Where the temperature was found, in words.
+        token_ids: Of U-MARVEL's tokens; empty for other families than U-MARVEL.
+        dropped: Names of the weights left out.
+    """
 
     source: str
     family: str
@@ -98,10 +109,15 @@ def convert(
             them, or as ``"stored"``. None: stored if tokenizer and configuration carry the tokens, else mean
             (recipe.md §2.4).
 
+    Returns:
+        What was found and done; printed, a line a fact.
+
     Raises:
         FileExistsError: ``out`` holds files.
         ValueError: The family cannot be told and is not given; unknown or missing weights, all listed; an adapter
-            without its base; pickled weights.
+            without its base; pickled weights; a U-MARVEL checkpoint of ours; ``generation_prompt`` or
+            ``instruction_rows`` for another family.
+        FileNotFoundError, PermissionError, ConnectionError: As in :func:`umarvel_hf.hub.local_folder`.
     """
     if instruction_rows not in (None, "mean", "stored"):
         raise ValueError(f"instruction_rows is {instruction_rows!r}; it must be 'mean', 'stored' or None.")
@@ -115,7 +131,7 @@ def convert(
             f"{src} is of family {chosen}; generation_prompt ({generation_prompt}) and instruction_rows "
             f"({instruction_rows}) are U-MARVEL's. Leave them out."
         )
-    made_by = f"umarvel convert {source.folder.name}"
+    made_by = f"umarvel convert {name_of(src)}"
     if chosen == REFERENCE:
         made = _of_reference(source, out, made_by, generation_prompt is not False, instruction_rows)
     else:

@@ -1,5 +1,6 @@
 """Items to be searched: read from a folder of pictures or a table, encoded into a store that says what they are."""
 
+import csv
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from umarvel_hf.search import Encoder, encode_store
 from umarvel_hf.store import MANIFEST, VectorStore, whole_file
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-TABLES = {".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+TABLES = (".jsonl", ".csv", ".parquet")
 ITEMS, FACTS, QUARANTINE = "items.parquet", "corpus.json", "quarantine.jsonl"
 COLUMNS = ("id", "text", "image")
 
@@ -38,12 +39,14 @@ class EncodedCorpus:
 
     Args:
         items: By id.
+        kinds: What they are: ``text``, ``image``, ``image-text``.
         model: Folder or Hub id of what encoded them.
         left_out: Items that could not be read, as ``quarantine.jsonl`` beside the store lists them.
     """
 
     store: VectorStore
     items: Mapping[str, Item]
+    kinds: set[str]
     model: str
     left_out: int
 
@@ -124,10 +127,17 @@ def encode_corpus(
             pa.table({"id": list(kept), **columns}, schema=pa.schema([(one, pa.string()) for one in COLUMNS])), file
         )
     _write_quarantine(out / QUARANTINE, bad)
-    facts = {"model": model, "instruction": instruction, "source": str(corpus.source.absolute()), "left_out": len(bad)}
+    kinds = {kind_of(item) for item in kept.values()}
+    facts = {
+        "kinds": sorted(kinds),
+        "model": model,
+        "instruction": instruction,
+        "source": str(corpus.source.absolute()),
+        "left_out": len(bad),
+    }
     with whole_file(out / FACTS) as file:
         file.write(json.dumps(facts, indent=1, ensure_ascii=False).encode())
-    return EncodedCorpus(store, kept, model, len(bad))
+    return EncodedCorpus(store, kept, kinds, model, len(bad))
 
 
 def open_corpus(folder: str | Path, *, made_by: Mapping[str, str] | None = None) -> EncodedCorpus:
@@ -149,7 +159,12 @@ def open_corpus(folder: str | Path, *, made_by: Mapping[str, str] | None = None)
     table = pq.read_table(folder / ITEMS)
     if not np.array_equal(id_array(table["id"].to_pylist()), store.ids):
         raise ValueError(f"{folder / ITEMS} has other ids than the store. Remove {folder} and encode anew.")
-    return EncodedCorpus(store, _StoredItems(table), facts["model"], facts["left_out"])
+    return EncodedCorpus(store, _StoredItems(table), set(facts["kinds"]), facts["model"], facts["left_out"])
+
+
+def kind_of(item: Item) -> str:
+    """``text``, ``image`` or ``image-text``."""
+    return "text" if isinstance(item, str) else "-".join(kind for kind in ("image", "text") if kind in item)
 
 
 class _StoredItems(Mapping[str, Item]):
@@ -173,18 +188,33 @@ class _StoredItems(Mapping[str, Item]):
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a table; of what was found, as `umarvel search --json` prints it."""
-    if path.suffix == ".json":
-        try:
-            yield from json.loads(path.read_text(encoding="utf-8"))["found"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} is not what `umarvel search --json` prints ({error!r}).") from error
-        return
-    if path.suffix not in TABLES:
+    """The rows of a table, values as they are written; of what was found, as `umarvel search --json` prints it."""
+    kind = path.suffix.lower()
+    if kind not in (*TABLES, ".json"):
         raise ValueError(f"{path} is no table that can be read; give a folder, or one of {', '.join(TABLES)}.")
-    from datasets import Dataset
+    try:
+        if kind == ".parquet":
+            yield from (row for batch in pq.ParquetFile(path).iter_batches() for row in batch.to_pylist())
+            return
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if kind == ".csv":
+                for number, row in enumerate(csv.DictReader(file, strict=True)):
+                    if None in row:  # what stands beyond the last column
+                        raise ValueError(f"row {number} has more fields than there are columns")
+                    yield {name: value or None for name, value in row.items()}
+            elif kind == ".jsonl":
+                yield from (_record(json.loads(line)) for line in file if line.strip())
+            else:
+                yield from map(_record, json.load(file)["found"])
+    except (ValueError, TypeError, KeyError, csv.Error, pa.ArrowException) as error:
+        what = "what `umarvel search --json` prints" if kind == ".json" else f"a whole {kind[1:]} table"
+        raise ValueError(f"{path} is not {what} ({error}).") from error
 
-    yield from getattr(Dataset, f"from_{TABLES[path.suffix]}")(str(path), keep_in_memory=True)
+
+def _record(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"a row is a {type(value).__name__}, not an object")
+    return value
 
 
 def _item_of(row: Mapping[str, Any], number: int, path: Path) -> tuple[str, Item]:

@@ -50,7 +50,15 @@ CANDIDATE_MODALITY = {task_id: words.split(" → ")[1].replace("+", ",") for tas
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One query; ``positives`` are the dids its line names (the training signal; evaluation reads the qrels)."""
+    """One query; ``positives`` are the dids its line names (the training signal; evaluation reads the qrels).
+
+    Args:
+        qid: ``<data set's id>:<number>``.
+        text: Formatted as the reference does; "" where there is none.
+        image: Below the benchmark's folder; None where there is none.
+        modality: ``text``, ``image`` or ``image,text``.
+        task_id: 0 to 8, see ``TASK_TYPES``.
+    """
 
     qid: str
     text: str
@@ -76,7 +84,13 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One candidate; its text is formatted as the reference does."""
+    """One candidate; its text is formatted as the reference does, "" where there is none.
+
+    Args:
+        did: ``<data set's id>:<number>``.
+        image: Below the benchmark's folder; None where there is none.
+        modality: ``text``, ``image`` or ``image,text``.
+    """
 
     did: str
     text: str
@@ -146,7 +160,12 @@ class Pool(Mapping[str, Candidate]):
         return self._ids.positions(dids)
 
     def at(self, positions: Iterable[int]) -> list[Candidate]:
-        """Read the candidates at these positions, in this order."""
+        """Read the candidates at these positions, in this order.
+
+        Raises:
+            IndexError: A position is below 0 or none of the pool's.
+            ValueError: The file has changed since it was opened.
+        """
         with self.path.open("rb") as file:
             return [self._read(file, position) for position in positions]
 
@@ -200,7 +219,7 @@ class _Values(ValuesView[Candidate]):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Task:
-    """One data set and what it asks for, see ``TASK_TYPES``."""
+    """One data set and what it asks for: ``task_id`` is 0 to 8, see ``TASK_TYPES``."""
 
     dataset: str
     task_id: int
@@ -239,7 +258,12 @@ class MBeir:
         self._kept: dict[Path, Any] = {}  # what was read, by its file
 
     def tasks(self, split: str = "test") -> list[Task]:
-        """The tasks that have a query file, ordered by dataset and task id."""
+        """The tasks that have a query file, ordered by dataset and task id.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ValueError: A file is named for a task id that M-BEIR does not have.
+        """
         folder = self.root / "query" / split
         pattern = re.compile(rf"mbeir_(.+)_task(\d+)_{re.escape(split)}\.jsonl")
         found = (pattern.fullmatch(path.name) for path in folder.glob("*.jsonl"))
@@ -297,7 +321,11 @@ class MBeir:
         return found
 
     def prompts(self, query: Query, candidate_modality: str) -> tuple[str, ...]:
-        """All prompts for this query when it looks for candidates of a modality; at least one."""
+        """All prompts for this query when it looks for candidates of a modality; at least one.
+
+        Raises:
+            ValueError: The file of instructions has none for them.
+        """
         key = f"{query.qid.split(':')[0]}, {query.modality}, {candidate_modality}"
         if key not in self.instructions:
             raise ValueError(

@@ -41,6 +41,7 @@ class DeviceEncoder:
 
     Raises:
         ValueError: No devices, ``batch_tokens`` below 1, or no U-MARVEL checkpoint.
+        FileNotFoundError, PermissionError, ConnectionError: As in :func:`umarvel_hf.hub.local_folder`.
     """
 
     def __init__(

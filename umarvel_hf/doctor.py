@@ -132,7 +132,7 @@ def _device() -> Check:
         return Check("device", "ok", told + ("native" if native else "emulated"))
     if torch.backends.mps.is_available():
         return Check("device", "ok", "mps")
-    if shutil.which("nvidia-smi"):
+    if shutil.which("nvidia-smi") and torch.version.cuda is None:
         remedy = "install a torch build for CUDA: https://pytorch.org/get-started"
         return Check("device", "wrong", f"a GPU driver is here, but torch {torch.__version__} cannot use it", remedy)
     return Check("device", "note", f"no GPU; {torch.get_num_threads()} threads of the CPU")

@@ -72,6 +72,7 @@ def encode(
 
     Raises:
         ItemError (a ValueError): Names the index in ``items`` of the item that cannot be read, and what to do.
+        TypeError: ``items`` is a single item.
         ValueError: ``batch_tokens`` below 1, an unknown ``prompt_name``, or a model of another kind.
     """
     if isinstance(model, str | Path):

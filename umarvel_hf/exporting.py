@@ -37,6 +37,7 @@ def export(model: str | Path, out: str | Path, *, bare: bool = False, base: str 
         FileExistsError: ``out`` holds files.
         ValueError: Neither or both of ``bare`` and ``base``; ``model`` is none of ours; ``base`` is of another kind or
             size, or has no head.
+        FileNotFoundError, PermissionError, ConnectionError: As in :func:`umarvel_hf.hub.local_folder`.
     """
     if bare == (base is not None):
         raise ValueError(
@@ -53,8 +54,9 @@ def export(model: str | Path, out: str | Path, *, bare: bool = False, base: str 
     folder = local_folder(base)
     _check_base(backbone, folder, model)
     head = _head(folder)
-    if head is not None and len(head) < backbone.get_input_embeddings().weight.shape[0]:
-        backbone.resize_token_embeddings(len(head))
+    rows = AutoConfig.from_pretrained(folder).get_text_config().vocab_size if head is None else len(head)
+    if rows < backbone.get_input_embeddings().weight.shape[0]:
+        backbone.resize_token_embeddings(rows)
     language_model(backbone, head).save_pretrained(out)
     load_processor(folder).save_pretrained(out)
     return out

@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from umarvel_hf.chat_template import control_tokens, with_data
+from umarvel_hf.hub import split_revision
 
 QWEN_SYSTEM, QWEN_USER = "<|im_start|>system\n", "<|im_end|>\n<|im_start|>user\n"
 QWEN_ASSISTANT = "<|im_end|>\n<|im_start|>assistant\n"
@@ -144,7 +145,7 @@ def find_family(source: str, architectures: Sequence[str], *, is_reference: bool
     """
     known = {name: family.repositories for name, family in FAMILIES.items()} | {REFERENCE: REFERENCE_REPOSITORIES}
     for name, repositories in known.items():
-        if source.lower() in map(str.lower, repositories):
+        if split_revision(source)[0].lower() in map(str.lower, repositories):
             return name
     for name, family in FAMILIES.items():
         if set(architectures) & set(family.architectures):

@@ -1,6 +1,7 @@
 """Model repositories of the Hugging Face Hub, fetched and pushed; what goes wrong says what to do."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from huggingface_hub.errors import (
 
 WEIGHTS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "README.md"]
 CODE = ["*.py"]
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 NOT_PUSHED = ["checkpoint-*", ".*", "*.partial"]  # of a trainer, of tools, of writing that was broken off
 
@@ -47,12 +49,28 @@ def local_folder(source: str | Path, *, revision: str | None = None, code: bool 
         return path
     if path.is_absolute() or str(source).startswith("."):
         raise FileNotFoundError(f"The folder {str(source)!r} does not exist; give a checkpoint's folder or its Hub id.")
-    repo, _, named = str(source).partition("@")
+    repo, named = split_revision(source)
     if named and revision is not None:
         raise ValueError(f"two revisions are given, {source} and {revision!r}; give one.")
-    revision = revision or named or None
+    revision = revision or named
     with _explained(repo, revision):
         return Path(snapshot_download(repo, revision=revision, allow_patterns=WEIGHTS + (CODE if code else [])))
+
+
+def split_revision(source: str | Path) -> tuple[str, str | None]:
+    """``OWNER/NAME@REVISION`` in two; a folder's name is one."""
+    repo, _, revision = str(source).partition("@")
+    return (repo, revision or None) if not Path(source).is_dir() else (str(source), None)
+
+
+def is_repository(source: str | Path) -> bool:
+    """Whether this is the id of a repository, ``OWNER/NAME``, and no folder here."""
+    return HUB_ID.fullmatch(split_revision(source)[0]) is not None and not Path(source).exists()
+
+
+def name_of(source: str | Path) -> str:
+    """What a model is called that was asked for so: its id without a revision, or the name of its folder."""
+    return split_revision(source)[0] if is_repository(source) else Path(source).name
 
 
 def push(
@@ -79,6 +97,7 @@ def push(
 
     Raises:
         FileNotFoundError: There is no such folder, or it holds no checkpoint.
+        ValueError: ``repo`` can be no repository's name.
         PermissionError: No token, or one that may not write there.
         ConnectionError: The Hub cannot be reached, or must not be.
     """
@@ -93,7 +112,7 @@ def push(
         raise PermissionError(f"There is no token to push to {repo} with; {LOG_IN} (a token that may write).")
     api = HfApi()
     with _explained(repo, revision, writing=True):
-        api.create_repo(repo, private=private, exist_ok=True)
+        repo = api.create_repo(repo, private=private, exist_ok=True).repo_id  # with its owner
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
         commit = api.upload_folder(

@@ -27,6 +27,9 @@ class FlatIndex:
     """Exact inner-product search in memory over unit vectors (N, D) with string ids.
 
     Vectors are rounded to half precision, as they are stored, so a saved index answers as before.
+
+    Raises:
+        ValueError: ``dimension`` is below 1.
     """
 
     def __init__(self, dimension: int) -> None:
@@ -50,7 +53,13 @@ class FlatIndex:
         return tuple(self._ids)
 
     def add(self, ids: Sequence[str], embeddings: np.ndarray) -> None:
-        """Append embeddings, (N, D) float32 and of unit length, under ids not used before. All are added or none."""
+        """Append embeddings, (N, D) float32 and of unit length, under ids not used before. All are added or none.
+
+        Raises:
+            TypeError: ``embeddings`` are no numpy float32.
+            ValueError: Another dimension, vectors not of unit length, other numbers of ids and vectors, an id that is
+                empty or comes twice.
+        """
         self._check(embeddings)
         if len(ids) != len(embeddings):
             raise ValueError(f"{len(ids):,} ids for {len(embeddings):,} embeddings. Pass one id per embedding.")
@@ -60,7 +69,15 @@ class FlatIndex:
         self._append(ids, embeddings)
 
     def search(self, embeddings: np.ndarray, k: int = 10) -> list[list[Hit]]:
-        """The k best of every row (all where there are fewer), best first; of equal scores the higher id first."""
+        """The k best of every row (all where there are fewer), best first; of equal scores the higher id first.
+
+        Args:
+            embeddings: (Q, D) float32, of unit length.
+
+        Raises:
+            TypeError: ``embeddings`` are no numpy float32.
+            ValueError: Another dimension, vectors not of unit length, ``k`` below 1.
+        """
         self._check(embeddings)
         if k < 1:
             raise ValueError(f"k is {k}; it must be at least 1.")
@@ -77,7 +94,11 @@ class FlatIndex:
 
     @classmethod
     def open(cls, folder: str | Path, *, made_by: Mapping[str, str] | None = None) -> "FlatIndex":
-        """Read what :meth:`save` wrote, or any other store, after checking that its files are whole."""
+        """Read what :meth:`save` wrote, or any other store, after checking that its files are whole.
+
+        Raises:
+            FileNotFoundError, ValueError: As in :meth:`VectorStore.open`.
+        """
         return cls.from_store(VectorStore.open(folder, made_by=made_by))
 
     @classmethod

@@ -175,13 +175,18 @@ def mine_benchmark(
     §6.1). The instruction of a query is drawn by seed and qid, for the modality of a positive that is drawn likewise.
 
     Args:
+        out: Folder of the tables, ``<pool>.parquet``.
         queries: Some of the training queries; None: all. Rows of one qid count as one that has the positives of all.
         pools: ``local``, ``union`` or both.
-        share: Of the queries, as seed and qid draw them.
+        share: Of the queries, up to 1.0, as seed and qid draw them.
         options: As in :func:`mine`.
 
+    Returns:
+        The tables by pool.
+
     Raises:
-        ValueError: As in :func:`mine`, or rows of one qid ask different things.
+        ValueError: As in :func:`mine`, or an unknown pool, a share that leaves no query, rows of one qid that ask
+            different things.
     """
     if not pools or set(pools) - set(POOLS):
         raise ValueError(f"pools are {list(pools)}; choose from {', '.join(POOLS)}.")

@@ -52,8 +52,14 @@ SCHEMA = pa.schema([(field.name, KINDS.get(field.name, pa.list_(pa.float32()))) 
 class NegativeTable:
     """Mined lists by qid in a Parquet file, read as they are asked for; only qids are in memory.
 
+    ``table[qid]`` is a :class:`MinedList`, a KeyError where the query was not mined.
+
     Attributes:
         facts: What made the table.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no table of mined lists.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -153,11 +159,13 @@ class Filters:
 
     The first three are as in ``sentence_transformers.util.mine_hard_negatives``.
 
+    Scores are cosines, -1 to 1. What one of the filters removes is gone, whatever the others say.
+
     Args:
         relative_margin: A negative scores below the best positive by at least this share of that score.
         absolute_margin: A negative scores below the best positive by at least so much.
         max_score: A negative scores no higher.
-        veto: Nor is P(Yes) of the re-ranker higher, where it was asked.
+        veto: Nor is P(Yes) of the re-ranker, 0 to 1, higher, where it was asked.
     """
 
     relative_margin: float | None = None
@@ -166,7 +174,11 @@ class Filters:
     veto: float | None = None
 
     def removed(self, mined: MinedList) -> dict[str, np.ndarray]:
-        """What each filter removes: (C,) bool, by its name."""
+        """What each filter removes: (C,) bool, by its name.
+
+        Raises:
+            ValueError: ``veto``, and no re-ranker has judged the list.
+        """
         scores, best = mined.scores, float(mined.positive_scores.max())
         removed = {}
         if self.relative_margin is not None:
@@ -197,6 +209,10 @@ class Strategy:
         window: Of the list, as in a slice: (10, 60) skips ten and draws from the fifty that follow.
         wrong_modality: So many have another modality than every positive, the rest that of a positive; each kind is
             chosen as if it were alone. 0: modality does not count.
+
+    Raises:
+        ValueError: An unknown kind, a ``window`` missing, empty or beside another kind, ``count`` below 1, more of
+            wrong modality than ``count``.
     """
 
     kind: Literal["top", "window", "random"]

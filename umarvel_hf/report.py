@@ -61,13 +61,20 @@ def write_report(
     descriptions: Mapping[str, str] | None = None,
     frontier: Sequence[FrontierPoint] | None = None,
 ) -> Path:
-    """Write the page.
+    """Write the page of a result, one HTML file that needs no other.
 
     Args:
         benchmark: What was evaluated, some of whose queries and candidates the page shows; None: it shows none.
         out: The HTML file to write.
         descriptions: What each data set holds, in a few words, by its name.
         frontier: What smaller vectors cost and find, see ``evaluation/frontier.py``; None: it was not measured.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ValueError: ``benchmark`` has not the queries and candidates that were evaluated.
+        FileNotFoundError: It lacks a file of the layout.
     """
     template = files("umarvel_hf").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

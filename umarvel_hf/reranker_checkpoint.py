@@ -48,7 +48,9 @@ def new_reranker(src: str | Path, out: str | Path, *, max_pixels: int | None = N
 
     Raises:
         FileExistsError: ``out`` holds files.
-        ValueError: ``src`` has no multimodal processor, or its tokenizer begins "Yes" and "No" alike.
+        ValueError: ``src`` has no multimodal processor, or its tokenizer begins "Yes" and "No" alike; ``max_pixels``,
+            and its processor has no limit of pixels.
+        FileNotFoundError, PermissionError, ConnectionError: As in :func:`umarvel_hf.hub.local_folder`.
     """
     out, source = empty_folder(out), local_folder(src)
     card = reranker_card(base=str(src), license=license_of(source))
@@ -57,6 +59,11 @@ def new_reranker(src: str | Path, out: str | Path, *, max_pixels: int | None = N
         if UMarvelConfig.get_config_dict(source)[0].get("model_type") == UMarvelConfig.model_type:
             source = _language_model(source, Path(scratch))
         processor = load_processor(source)
+        if "default_instruction" in _data_of(processor.chat_template or ""):
+            raise ValueError(
+                f"{src} was converted from another family and writes texts as that does. Make the re-ranker of a "
+                f"language model; `umarvel export {src} OUT --base BASE` gives one with its weights."
+            )
         yes, no = (_first_token(processor.tokenizer, word) for word in ("Yes", "No"))
         if yes == no:
             token = processor.tokenizer.convert_ids_to_tokens(yes)
@@ -87,8 +94,12 @@ def reranker_template(processor: Any) -> str:
 
 def _stored_markers(template: str) -> dict[str, str]:
     """The markers that stand above a template of ours, an embedder's or a re-ranker's; none above another."""
-    stored = dict(re.findall(r"^\{%- set (\w+) = (.*) -%\}$", template, flags=re.MULTILINE))
+    stored = _data_of(template)
     return {name: json.loads(stored[name]) for name in MARKERS} if stored.keys() >= set(MARKERS) else {}
+
+
+def _data_of(template: str) -> dict[str, str]:
+    return dict(re.findall(r"^\{%- set (\w+) = (.*) -%\}$", template, flags=re.MULTILINE))
 
 
 def _first_token(tokenizer: Any, word: str) -> int:

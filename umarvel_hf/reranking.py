@@ -39,12 +39,15 @@ class Fusion:
     """How the re-ranker's answers are added: ``score = cosine + weight · P(Yes)`` (recipe.md §8).
 
     Args:
-        weight: Fitted by ``evaluation.reranked.fit_fusion``.
+        weight: Fitted by ``evaluation.reranked.fit_fusion``; finite, from 0.
         split: The split it was fitted on.
         top: How many candidates of each list the re-ranker judged.
         qids: By task, the queries it was fitted on.
-        curve: The mean score over the tasks with each weight that was tried.
+        curve: The mean score over the tasks, 0 to 1, with each weight that was tried.
         reranker: Its name.
+
+    Raises:
+        ValueError: The weight is negative or not finite, or ``top`` below 1.
     """
 
     weight: float
@@ -79,7 +82,12 @@ class Fusion:
 
     @classmethod
     def load(cls, path: str | Path) -> "Fusion":
-        """Read what :meth:`save` wrote."""
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It holds no fusion weight.
+        """
         try:
             return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
@@ -129,6 +137,9 @@ def load_reranker(model: str | Path, *, revision: str | None = None, **kwargs: A
 
     Args:
         revision: Branch, tag or commit of a repository.
+
+    Returns:
+        What takes pairs of items, as the encoder takes them, and answers (N,) float32, P(Yes), 0 to 1.
 
     Raises:
         FileNotFoundError, PermissionError, ConnectionError: As in :func:`umarvel_hf.hub.local_folder`.

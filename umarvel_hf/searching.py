@@ -11,7 +11,7 @@ import numpy as np
 
 from umarvel_hf.approximate import FACTS as INDEX_FACTS
 from umarvel_hf.approximate import INDEX, ApproximateIndex
-from umarvel_hf.corpus import FACTS, EncodedCorpus, encode_corpus, open_corpus, read_corpus
+from umarvel_hf.corpus import FACTS, EncodedCorpus, encode_corpus, kind_of, open_corpus, read_corpus
 from umarvel_hf.data import CANDIDATE_MODALITY, Item, MBeir, as_item
 from umarvel_hf.devices import open_encoder
 from umarvel_hf.emoji import INSTRUCTIONS, benchmark_dir, model_dir
@@ -46,7 +46,8 @@ class Found:
     def facts(self) -> dict[str, Any]:
         """``id``, ``score``, and ``text`` and ``image`` where it has them."""
         parts = self.item if isinstance(self.item, dict) else {"text": self.item}
-        return {"id": self.id, "score": self.score, **{kind: str(value) for kind, value in parts.items()}}
+        told = {kind: str(Path(value).absolute()) if kind == "image" else value for kind, value in parts.items()}
+        return {"id": self.id, "score": self.score, **told}
 
 
 def encode_collection(
@@ -73,7 +74,7 @@ def encode_collection(
         FileNotFoundError, ValueError: As in :func:`umarvel_hf.corpus.read_corpus` and ``encode_corpus``.
     """
     corpus = read_corpus(items)
-    model = str(model or model_dir())
+    model = str(Path(model).absolute() if model and Path(model).is_dir() else model or model_dir())
     with open_encoder(model, device, dtype, batch_tokens) as (encoder, tokens):
         return encode_corpus(
             encoder, corpus, out, model=model, instruction=instruction, batch_tokens=tokens, show_progress=show_progress
@@ -117,22 +118,23 @@ def search(
         raise ValueError(f"both an index ({index}) and images to encode ({images}) are given; give one.")
     if k < 1:
         raise ValueError(f"k is {k}; it must be at least 1.")
-    query = as_item(text or "", Path(image) if image is not None else None)
+    query = _query(text, image)
     chosen = model or (_model_of(Path(index)) if index is not None else model_dir())
     encoder = load(str(chosen), device=device, dtype=dtype)
     items: Any
     found: Any
     if index is not None:
-        found, items = _open_index(Path(index), encoder)
+        found, items, kinds = _open_index(Path(index), encoder)
     elif images is not None:
         items = read_corpus(images).items
+        kinds = {kind_of(item) for item in items.values()}
         found = build_index(encoder, list(items), list(items.values()), show_progress_bar=show_progress)
     else:
         found, pictures = embedded_index(encoder, MBeir(benchmark_dir()), show_progress=show_progress)
-        items = {name: {"image": path} for name, path in pictures.items()}
+        items, kinds = {name: {"image": path} for name, path in pictures.items()}, {"image"}
     if instruction is None:
-        prompts = INSTRUCTIONS if model is None and index is None else _prompts(encoder, items.values())
-        instruction = prompts.get(_kind(query))
+        prompts = INSTRUCTIONS if model is None and index is None else _prompts(encoder, kinds)
+        instruction = prompts.get(kind_of(query))
     vector = embed(encoder, [query], instruction=instruction)
     return [Found(hit.id, hit.score, items[hit.id]) for hit in found.search(vector, k)[0]]
 
@@ -158,7 +160,7 @@ def rerank(
         raise ValueError("there is nothing to judge by; give a text, a picture (--image), or both.")
     if k < 1:
         raise ValueError(f"k is {k}; it must be at least 1.")
-    query = as_item(text or "", Path(image) if image is not None else None)
+    query = _query(text, image)
     given = open_corpus(items).items if (Path(items) / FACTS).is_file() else read_corpus(items).items
     answers = load_reranker(model).predict([(query, item) for item in given.values()])
     judged = [Found(name, float(answer), item) for (name, item), answer in zip(given.items(), answers, strict=True)]
@@ -200,13 +202,21 @@ class _Exact:
         ]
 
 
-def _open_index(folder: Path, encoder: "SentenceTransformer") -> tuple[Any, Any]:
+def _query(text: str | None, image: str | Path | None) -> Item:
+    if image is not None and not Path(image).is_file():
+        raise FileNotFoundError(
+            f"the file {str(image)!r} does not exist; check the path (it is read from {Path.cwd()})."
+        )
+    return as_item(text or "", Path(image) if image is not None else None)
+
+
+def _open_index(folder: Path, encoder: "SentenceTransformer") -> tuple[Any, Any, set[str]]:
     made_by = fingerprint(encoder)
     if (folder / INDEX).is_file():
         approximate = ApproximateIndex.open(folder, made_by=made_by)
-        return approximate, approximate.corpus.items
+        return approximate, approximate.corpus.items, approximate.corpus.kinds
     corpus = open_corpus(folder, made_by=made_by)
-    return _Exact(corpus), corpus.items
+    return _Exact(corpus), corpus.items, corpus.kinds
 
 
 def _model_of(folder: Path) -> str:
@@ -218,12 +228,7 @@ def _model_of(folder: Path) -> str:
     return str(json.loads((folder / FACTS).read_text(encoding="utf-8"))["model"])
 
 
-def _kind(item: Item) -> str:
-    return "text" if isinstance(item, str) else "-".join(kind for kind in ("image", "text") if kind in item)
-
-
-def _prompts(encoder: "SentenceTransformer", items: Any) -> dict[str, str]:
+def _prompts(encoder: "SentenceTransformer", kinds: set[str]) -> dict[str, str]:
     """By kind of query, the checkpoint's instruction for what these items are (pictures, where they are mixed)."""
-    kinds = {_kind(item) for item in items}
-    target = kinds.pop() if len(kinds) == 1 else "image"
+    target = next(iter(kinds)) if len(kinds) == 1 else "image"
     return {kind: encoder.prompts.get(f"{kind}-to-{target}") or "" for kind in ("text", "image", "image-text")}

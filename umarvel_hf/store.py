@@ -67,6 +67,8 @@ class Vectors:
 class VectorStore(Vectors):
     """Vectors under unique ids in a folder, a shard a file, and ``manifest.json``, which says what made them.
 
+    They are of unit length and stored as float16.
+
     The manifest is replaced last and makes a shard exist: whatever else lies in the folder does not count.
     Make one with :func:`fill_store`, :meth:`write` or :meth:`open`.
     """
@@ -119,6 +121,13 @@ class VectorStore(Vectors):
         Args:
             ids: N unique ids, str or an array of bytes (UTF-8).
             vectors: (N, D), of unit length.
+            made_by: What shaped the vectors; :meth:`open` compares it.
+            shard_rows: Vectors a file.
+
+        Raises:
+            ValueError: Other numbers of ids and vectors, an id that is empty or comes twice, vectors that are not of
+                unit length, ``shard_rows`` below 1.
+            BlockingIOError: Another process is filling this folder.
         """
         folder, names = Path(folder), as_ids(ids)
         if vectors.ndim != 2 or len(vectors) != len(names):

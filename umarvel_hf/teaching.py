@@ -40,15 +40,16 @@ def score_table(
 
     Args:
         table: Lists mined for training queries of ``benchmark``.
-        weight: From ``evaluation.reranked.fit_fusion`` on the validation split.
+        top: Candidates of a list that are judged, from 1.
+        weight: From ``evaluation.reranked.fit_fusion`` on the validation split; finite, from 0.
         out: The file to write.
 
     Returns:
         The table in ``out``: the lists as they were, with answers and teacher scores.
 
     Raises:
-        ValueError: ``out`` or a part of it was made otherwise; a list is of no training query; an answer is no
-            probability.
+        ValueError: ``top`` or ``weight`` is out of range; ``out`` or a part of it was made otherwise; a list is of no
+            training query; an answer is no probability.
     """
     if top < 1 or not 0 <= weight < float("inf"):
         raise ValueError(f"top is {top}, weight is {weight}; give top from 1 and a finite weight from 0.")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from umarvel_hf.cli.command import Told, verb
-from umarvel_hf.cli.options import Device, Model, Out
+from umarvel_hf.cli.options import Model, Out, SingleDevice
 
 
 @verb("umarvel new Qwen/Qwen2-VL-2B-Instruct my-embedder")
@@ -100,7 +100,7 @@ def doctor(
     model: Annotated[
         str | None, typer.Argument(help="Folder or Hub id of a checkpoint (default: the shipped one).")
     ] = None,
-    device: Device = None,
+    device: SingleDevice = None,
 ) -> Told:
     """Check this machine and a checkpoint, and say what to do; exit status 1 where something is wrong."""
     from umarvel_hf.doctor import examine

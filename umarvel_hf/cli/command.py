@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import io
 import json
 import logging
 import os
@@ -123,6 +124,8 @@ def _options(
 
 def _quiet() -> None:
     """Our messages on stderr, no others' but warnings; others' progress bars on a terminal alone."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8")  # what reads it is told so, whatever the system's own is
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("umarvel_hf").setLevel(logging.INFO)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

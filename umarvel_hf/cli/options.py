@@ -57,6 +57,15 @@ class Devices(Names):
                 raise typer.BadParameter(told) from error
 
 
+class OneDevice(Devices):
+    """The name of one device."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        if len(self) > 1:
+            raise typer.BadParameter(f"{len(self)} devices are given, {text}; name one.")
+
+
 def memory(text: str | int) -> int:
     """``8GB`` or ``512MiB`` as a number of bytes."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B", str(text))
@@ -69,6 +78,10 @@ Memory = Annotated[int, typer.Option(parser=memory, metavar="8GB", help="For the
 Device = Annotated[
     Devices | None,
     typer.Option(parser=Devices, metavar="NAME,…", help="Such as cuda:0 or cuda:0,cuda:1 (default: the best)."),
+]
+SingleDevice = Annotated[
+    OneDevice | None,
+    typer.Option(parser=OneDevice, metavar="NAME", help="Such as cuda:0 (default: the best there is)."),
 ]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"] | None,

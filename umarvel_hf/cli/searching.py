@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from umarvel_hf.cli.command import Told, verb
-from umarvel_hf.cli.options import BatchTokens, Device, Dtype, K, Model, Picture, Text
+from umarvel_hf.cli.options import BatchTokens, Device, Dtype, K, Model, Picture, SingleDevice, Text
 
 Items = Annotated[
     Path, typer.Argument(help="Folder of pictures, or table (.jsonl, .csv, .parquet) with id, text, image.")
@@ -76,7 +76,7 @@ def search(
     ] = None,
     instruction: Annotated[str | None, typer.Option(help="What to look for (default: the checkpoint's own).")] = None,
     k: K = 5,
-    device: Device = None,
+    device: SingleDevice = None,
     dtype: Dtype = None,
 ) -> Told:
     """Search by a text, a picture, or both."""

@@ -66,6 +66,7 @@ def evaluate_benchmark(
         suite: ``m-beir``: the 16 configurations, means over all of them. ``emoji``: every task of the folder, means by
             data set.
         tasks: Names such as ``mscoco_task0``; None: all.
+        split: Whose queries and right answers are read: ``test`` or ``val``.
         pools: ``local``, ``union`` or both; without ``union`` only the pools of the given tasks are encoded.
         instructions, seed, gold_modality: Which prompt a query gets (``retrieval.Prompting``).
         baselines: Whether chance, BM25 and pixel neighbours stand beside the model; None: on ``emoji`` only, they hold
@@ -74,10 +75,15 @@ def evaluate_benchmark(
         vectors: Folder of the vector stores, to go on after an interruption; None: a temporary one.
         runs: Folder for TREC run and qrels files; None: none are written.
         memory: Bytes that the search may take: queries, results and blocks of candidates.
+        batch_tokens: As in :func:`umarvel_hf.encoding.encode`; for U-MARVEL checkpoints alone.
         settings: What else is needed to reproduce the result, such as the model's name; stored with it.
 
+    Returns:
+        Every measure, by query from 0 to 1, of the model, the re-ranked lists and the baselines.
+
     Raises:
-        ValueError: Unknown suite, task or pool; a fusion weight that was fitted on these queries.
+        ValueError: Unknown suite, task or pool; a fusion weight that was fitted on these queries; one of ``reranker``
+            and ``fusion`` without the other, or both with ``instructions="all"``; a bad line in the folder.
         FileNotFoundError: The folder lacks a file of the layout.
     """
     chosen = choose_tasks(benchmark, suite, tasks, split)
@@ -153,7 +159,8 @@ def evaluate_run(run: str | Path, qrels: str | Path) -> Result:
     its size is given as the number of right answers.
 
     Raises:
-        ValueError: A bad line, or a query of the run that the qrels do not know.
+        ValueError: A bad line, or a query of the run that has no right answer in the qrels.
+        FileNotFoundError: One of the files is not there.
     """
     right = {qid: {did: to for did, to in dids.items() if to > 0} for qid, dids in read_qrels(qrels).items()}
     right = {qid: dids for qid, dids in right.items() if dids}

@@ -99,7 +99,12 @@ def compare_results(
 
     Args:
         metric: Such as ``hit@1``; None: each task's own.
+        pool: ``local`` or ``union``.
+        system: ``model``, ``re-ranked`` or a baseline, as ``Result.systems`` lists them.
         names: How the two are called.
+
+    Returns:
+        A comparison a task, scores from 0 to 1, p-values corrected for their number.
 
     Raises:
         ValueError: The results differ in suite, split, queries or size of a pool, share no task, or one of them lacks

@@ -47,11 +47,16 @@ def fit_fusion(
     ones the smallest.
 
     Args:
+        suite, tasks, gold_modality, vectors, memory, batch_tokens: As in
+            :func:`umarvel_hf.evaluation.benchmark.evaluate_benchmark`.
+        split: Whose queries the weight is fitted on; no evaluation of this split takes it.
         top: Candidates of each list that the re-ranker judges, at most 50, and more than the tasks' metrics count.
-        name: The re-ranker's, to be stored with the weight.
+        name: The re-ranker's, to be stored with the weight; "": the name of its class.
 
     Raises:
-        ValueError: ``top`` is out of range; to order five candidates anew changes no R@5.
+        ValueError: ``top`` is out of range (to order five candidates anew changes no R@5); unknown suite or task; an
+            answer is no probability.
+        FileNotFoundError: The folder lacks a file of the layout.
     """
     chosen = choose_tasks(benchmark, suite, tasks, split)
     counted = max(int(own_metric(task).partition("@")[2]) for task in chosen)

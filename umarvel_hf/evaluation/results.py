@@ -105,9 +105,10 @@ class Result:
 
     Args:
         suite: ``m-beir``, ``emoji``, or ``trec`` for a run file.
+        tasks: Values of every query, by task; at least one.
         types: The model against the best baseline, by task type over all data sets; empty without baselines.
         settings: What is needed to reproduce the numbers.
-        counts: Tasks, queries, candidates.
+        counts: Of tasks, queries and candidates.
         seconds: Duration of each phase.
         fusion: Weight of the re-ranker and how it was fitted (``reranking.Fusion`` as a dict); None without one.
     """
@@ -153,7 +154,12 @@ class Result:
         return [task.name for task in MBEIR_TASKS if task.name not in {one.name for one in self.tasks}]
 
     def mean(self, group: str, system: str, pool: str, metric: str | None = None) -> float:
-        """Plain mean over the tasks of a group, as M-BEIR averages; metric None: each task's own."""
+        """Plain mean over the tasks of a group, 0 to 1, as M-BEIR averages; metric None: each task's own.
+
+        Raises:
+            KeyError: There is no such group, system or pool.
+            ValueError: The metric was not measured.
+        """
         return float(np.mean([task.rate(system, pool, metric) for task in self.groups[group]]))
 
     def save(self, path: str | Path) -> None:
@@ -167,7 +173,12 @@ class Result:
 
     @classmethod
     def load(cls, path: str | Path) -> "Result":
-        """Read what :meth:`save` wrote; a folder stands for its ``result.json``."""
+        """Read what :meth:`save` wrote; a folder stands for its ``result.json``.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ValueError: It is no result, or one of another format.
+        """
         path = Path(path) / "result.json" if Path(path).is_dir() else Path(path)
         try:
             saved = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
