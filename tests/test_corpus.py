@@ -115,6 +115,14 @@ def test_what_is_encoded_is_found_again_and_what_is_damaged_is_listed(embedder, 
         open_corpus(tmp_path / "out", made_by=fingerprint(embedder) | {"weights": "0"})
 
 
+def test_a_picture_too_narrow_for_the_processor_is_listed_and_does_not_end_the_encoding(embedder, folder, tmp_path):
+    Image.new("RGB", (900, 4)).save(folder / "narrow.png")
+    done = encode_corpus(embedder, read_corpus(folder), tmp_path / "out", model="here")
+    assert list(done.items) == ["a.JPG", "b.png", "deeper/c.webp"]
+    (left,) = map(json.loads, (tmp_path / "out/quarantine.jsonl").read_text().splitlines())
+    assert left["id"] == "narrow.png" and "is 900 × 4 pixels; processors refuse what is over 200" in left["reason"]
+
+
 def test_a_broken_encoding_goes_on(embedder, folder, tmp_path, monkeypatch):
     corpus = read_corpus(folder)
     monkeypatch.setattr("umarvel_hf.store.SHARD_ROWS", 1)

@@ -27,7 +27,7 @@ HEAVY = {"PIL", "datasets", "faiss", "huggingface_hub", "numpy", "sentence_trans
 LAYERS = [
     {"_torchvision", "modeling", "progress", "recipes", "vision"},
     {"chat_template", "fingerprint", "hub", "messages", "packing", "prefix", "records"},
-    {"cards", "data", "families", "planning", "store"},
+    {"cards", "data", "families", "pictures", "planning", "store"},
     {"encoding"},
     {"search"},
     {"checkpoint", "devices", "emoji", "negatives"},

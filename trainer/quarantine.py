@@ -4,19 +4,13 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from PIL.Image import Image
-
-from umarvel_hf.messages import load_image
+from umarvel_hf.pictures import picture_problems
 from umarvel_hf.store import whole_file
 
 logger = logging.getLogger(__name__)
-AT_ONCE = 4096  # pictures handed to the threads
-NARROWEST = 200  # the ratio of sides
 
 
 class Quarantine:
@@ -56,11 +50,8 @@ class Quarantine:
         """What is wrong with each picture, None where it opens; without a file, none is tried."""
         if self.path is None:
             yield from (None for _ in pictures)
-            return
-        rest = iter(pictures)
-        with ThreadPoolExecutor() as threads:  # decoding frees the interpreter
-            while some := list(islice(rest, AT_ONCE)):
-                yield from threads.map(_problem, some)
+        else:
+            yield from picture_problems(pictures)
 
     def unreadable(self, paths: Iterable[Path]) -> dict[Path, str]:
         """What is wrong with those pictures that do not open."""
@@ -68,30 +59,6 @@ class Quarantine:
             return {}
         distinct = list(dict.fromkeys(paths))
         return {path: problem for path, problem in zip(distinct, self.problems(distinct), strict=True) if problem}
-
-
-def open_picture(picture: Any) -> Image:
-    """Open a picture to train on.
-
-    Raises:
-        OSError, TypeError, ValueError: It does not open, or it is so narrow that Qwen's processors refuse it.
-    """
-    image = load_image(picture)
-    if max(image.size) > NARROWEST * min(image.size):
-        shown = "A picture" if isinstance(picture, Image) else repr(str(picture))
-        raise ValueError(
-            f"{shown} is {image.width} × {image.height} pixels; processors refuse what is over {NARROWEST} times as "
-            "long as wide. Crop it or leave it out."
-        )
-    return image
-
-
-def _problem(picture: Any) -> str | None:
-    try:
-        open_picture(picture)
-    except (OSError, TypeError, ValueError) as error:
-        return str(error)
-    return None
 
 
 def bare(error: ValueError, path: Path, line: int) -> str:

@@ -10,9 +10,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from umarvel_hf.messages import Message
 from umarvel_hf.negatives import NegativeTable
+from umarvel_hf.pictures import open_picture
 from umarvel_hf.trainer.augmentation import Augmentation
 from umarvel_hf.trainer.losses import PADDING_ID
-from umarvel_hf.trainer.quarantine import open_picture
 from umarvel_hf.trainer.sources import Source
 
 

@@ -12,8 +12,8 @@ import faiss
 import numpy as np
 
 from umarvel_hf.corpus import EncodedCorpus, open_corpus
-from umarvel_hf.index import Hit
-from umarvel_hf.search import SCALE, Search, exact_scores, search_store
+from umarvel_hf.index import Hit, exact_hits
+from umarvel_hf.search import Search, search_store
 from umarvel_hf.store import MANIFEST, whole_file
 
 INDEX, FACTS = "index.faiss", "index.json"
@@ -89,12 +89,7 @@ class ApproximateIndex:
 
     def _hits(self, query: np.ndarray, positions: np.ndarray, k: int) -> list[Hit]:
         store = self.corpus.store
-        rows = np.zeros(len(positions), dtype=np.int64)
-        scores = (
-            np.rint(SCALE * exact_scores(query[None], store.take(positions), rows, np.arange(len(positions)))) / SCALE
-        )
-        hits = [Hit(store.ids[at].decode(), float(score)) for at, score in zip(positions, scores, strict=True)]
-        return sorted(hits, key=lambda hit: (hit.score, hit.id), reverse=True)[:k]
+        return exact_hits(query, store.take(positions), [one.decode() for one in store.ids[positions]], k)
 
 
 def build_approximate(vectors: str | Path, out: str | Path, *, factory: str = "HNSW32") -> IndexReport:

@@ -3,7 +3,6 @@
 import csv
 import json
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 
 from umarvel_hf.data import Item, as_item
 from umarvel_hf.fingerprint import fingerprint
-from umarvel_hf.messages import load_image
+from umarvel_hf.pictures import picture_problems
 from umarvel_hf.records import Ids, id_array
 from umarvel_hf.search import Encoder, encode_store
 from umarvel_hf.store import MANIFEST, VectorStore, whole_file
@@ -95,7 +94,7 @@ def encode_corpus(
 ) -> EncodedCorpus:
     """Encode items into a store in ``out``; stopped anywhere and called again, it goes on.
 
-    Pictures that do not open are left out and listed, with the reason, in ``out/quarantine.jsonl``.
+    Pictures that do not open or are too narrow are left out and listed, with the reason, in ``out/quarantine.jsonl``.
 
     Args:
         model: What the encoder was loaded from, kept for the search.
@@ -235,22 +234,13 @@ def _fields(item: Item) -> dict[str, Any]:
 
 
 def _unreadable(corpus: Corpus) -> Iterator[tuple[str, str]]:
-    """Ids and reasons of the items whose pictures do not open."""
+    """Ids and reasons of the items whose pictures cannot be used."""
     pictures = {
         name: item["image"] for name, item in corpus.items.items() if isinstance(item, dict) and "image" in item
     }
-    with ThreadPoolExecutor() as threads:  # decoding frees the interpreter
-        for name, problem in zip(pictures, threads.map(_problem, pictures.values()), strict=True):
-            if problem is not None:
-                yield name, problem
-
-
-def _problem(picture: Path) -> str | None:
-    try:
-        load_image(picture)
-    except (OSError, TypeError, ValueError) as error:
-        return str(error)
-    return None
+    for name, problem in zip(pictures, picture_problems(pictures.values()), strict=True):
+        if problem is not None:
+            yield name, problem
 
 
 def _write_quarantine(path: Path, bad: Mapping[str, str]) -> None:

@@ -220,9 +220,8 @@ def _encoding(embedder: Any) -> Check:
 def _kernels(embedder: Any) -> Check:
     """Whether attention by this hardware's kernel is attention as it is defined."""
     config = embedder[0].model.config.get_text_config()
-    usual = config._attn_implementation
     fast = embedder.encode(list(TEXTS))
-    with _attending(config, "eager"):
+    with _attending(config, "eager") as usual:
         plain = embedder.encode(list(TEXTS))
     worst = float(np.abs(fast - plain).max())
     return _compared("kernels", f"{usual} and eager attention differ by {worst:.2g}", worst, embedder.dtype)
@@ -237,10 +236,11 @@ def _compared(name: str, told: str, worst: float, dtype: torch.dtype) -> Check:
 
 
 @contextmanager
-def _attending(config: Any, implementation: str) -> Iterator[None]:
+def _attending(config: Any, implementation: str) -> Iterator[str]:
+    """Let a model attend in another way; gives its usual one."""
     usual = config._attn_implementation
     config._attn_implementation = implementation
     try:
-        yield
+        yield usual
     finally:
         config._attn_implementation = usual

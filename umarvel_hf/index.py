@@ -133,11 +133,20 @@ class FlatIndex:
         while k < len(scores) < len(self) and scores[k - 1] - scores[-1] <= unsure:
             found, at = self._index.search(query[None], min(2 * len(scores), len(self)))
             scores, positions = found[0], at[0]
-        vectors = self._index.reconstruct_batch(positions)
-        exact = exact_scores(query[None], vectors, np.zeros(len(vectors), dtype=np.int64), np.arange(len(vectors)))
-        rounded = np.rint(SCALE * exact) / SCALE
-        hits = [Hit(self._ids[at], float(score)) for at, score in zip(positions, rounded, strict=True)]
-        return sorted(hits, key=lambda hit: (hit.score, hit.id), reverse=True)[:k]
+        return exact_hits(query, self._index.reconstruct_batch(positions), [self._ids[at] for at in positions], k)
+
+
+def exact_hits(query: np.ndarray, vectors: np.ndarray, ids: Sequence[str], k: int) -> list[Hit]:
+    """The k best of the candidates proposed for a query, by exact scores; of equal scores the higher id first.
+
+    Args:
+        query: (D,) float32.
+        vectors: (N, D), of ``ids``.
+    """
+    exact = exact_scores(query[None], vectors, np.zeros(len(vectors), dtype=np.int64), np.arange(len(vectors)))
+    rounded = np.rint(SCALE * exact) / SCALE
+    hits = [Hit(name, float(score)) for name, score in zip(ids, rounded, strict=True)]
+    return sorted(hits, key=lambda hit: (hit.score, hit.id), reverse=True)[:k]
 
 
 def build_index(encoder: Encoder, ids: Sequence[str], items: Sequence[Item], **encoding: Any) -> FlatIndex:

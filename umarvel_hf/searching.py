@@ -112,13 +112,9 @@ def search(
         ValueError: Neither text nor picture; both ``index`` and ``images``; another model than that of ``index``.
         FileNotFoundError: A picture, folder or table that is not there.
     """
-    if not text and image is None:
-        raise ValueError("there is nothing to search for; give a text, a picture (--image), or both.")
+    query = _query(text, image, k, "search for")
     if index is not None and images is not None:
         raise ValueError(f"both an index ({index}) and images to encode ({images}) are given; give one.")
-    if k < 1:
-        raise ValueError(f"k is {k}; it must be at least 1.")
-    query = _query(text, image)
     chosen = model or (_model_of(Path(index)) if index is not None else model_dir())
     encoder = load(str(chosen), device=device, dtype=dtype)
     items: Any
@@ -156,11 +152,7 @@ def rerank(
     Raises:
         ValueError, FileNotFoundError: As in :func:`search`.
     """
-    if not text and image is None:
-        raise ValueError("there is nothing to judge by; give a text, a picture (--image), or both.")
-    if k < 1:
-        raise ValueError(f"k is {k}; it must be at least 1.")
-    query = _query(text, image)
+    query = _query(text, image, k, "judge by")
     given = open_corpus(items).items if (Path(items) / FACTS).is_file() else read_corpus(items).items
     answers = load_reranker(model).predict([(query, item) for item in given.values()])
     judged = [Found(name, float(answer), item) for (name, item), answer in zip(given.items(), answers, strict=True)]
@@ -202,7 +194,11 @@ class _Exact:
         ]
 
 
-def _query(text: str | None, image: str | Path | None) -> Item:
+def _query(text: str | None, image: str | Path | None, k: int, purpose: str) -> Item:
+    if not text and image is None:
+        raise ValueError(f"there is nothing to {purpose}; give a text, a picture (--image), or both.")
+    if k < 1:
+        raise ValueError(f"k is {k}; it must be at least 1.")
     if image is not None and not Path(image).is_file():
         raise FileNotFoundError(
             f"the file {str(image)!r} does not exist; check the path (it is read from {Path.cwd()})."
