@@ -23,7 +23,7 @@ from hub_server import HubServer
 from mbeir import write_mbeir
 from umarvel_hf.approximate import build_approximate
 from umarvel_hf.checkpoint import new_model
-from umarvel_hf.cli import main
+from umarvel_hf.cli import main, verbs
 from umarvel_hf.cli.command import EXAMPLES, application
 from umarvel_hf.conversion import convert
 from umarvel_hf.demo import run_demo
@@ -469,8 +469,6 @@ PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(CHECKOUT).as_posix())
 def test_the_commands_of_a_page_can_be_read(page, monkeypatch):
-    import umarvel_hf.cli.verbs  # noqa: F401  (registers them)
-
     monkeypatch.setattr("torch.zeros", lambda *_, device: torch.ones(1))  # devices that are not here
     verbs, text = typer.main.get_command(application).commands, page.read_text()
     blocks = "\n".join(re.findall(r"```(?:bash|shell|sh|console)\n(.+?)```", text, re.DOTALL)).replace("\\\n", " ")
@@ -568,7 +566,6 @@ def test_every_option_is_a_parameter_of_what_the_verb_calls():
         "report": (report, ()),
     }
     assert tuple(calls) == VERBS
-    import umarvel_hf.cli.verbs as verbs
 
     modules = [getattr(verbs, name) for name in ("starting", "checkpoints", "searching", "training", "measuring")]
     for verb, (function, more) in calls.items():
