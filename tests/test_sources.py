@@ -371,6 +371,12 @@ def test_files_that_cannot_be_used_are_named(tmp_path, name, content, error, mes
         Pairs.nli(path) if name.endswith(".csv") else Pairs.captions(path)
 
 
+def test_sentences_in_another_kind_of_file_are_refused(tmp_path):
+    (tmp_path / "a.tsv").write_text("sent0\tsent1\na\tb\n")
+    with pytest.raises(ValueError, match=r"a\.tsv is named \.tsv; give one of \.csv, \.jsonl\."):
+        Pairs.nli(tmp_path / "a.tsv")
+
+
 def test_a_misspelt_column_of_a_saved_table_is_named(tmp_path):
     Dataset.from_dict({"img": ["a"], "text": ["b"]}).save_to_disk(str(tmp_path / "set"))
     with pytest.raises(ValueError, match="set has no column 'image'; it has 'img', 'text'"):

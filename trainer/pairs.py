@@ -81,7 +81,7 @@ class Pairs:
 
     @classmethod
     def nli(cls, path: str | Path, *, negatives: bool = False, quarantine: Quarantine | None = None) -> "Pairs":
-        """Sentences of a csv file with the columns ``sent0, sent1, hard_neg`` (recipe.md §5.4).
+        """Sentences of a csv or jsonl file with the columns ``sent0, sent1, hard_neg`` (recipe.md §5.4).
 
         Args:
             negatives: ``hard_neg`` is a hard negative; otherwise it need not be there.
@@ -89,8 +89,8 @@ class Pairs:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: A column is missing, the file is not UTF-8, a row is bad and is not to be left out, or none is
-                left.
+            ValueError: The file is neither csv nor jsonl or not UTF-8, a column is missing, a row is bad and is not to
+                be left out, or none is left.
         """
         named = {"anchor": "sent0", "positive": "sent1", **({"negative_1": "hard_neg"} if negatives else {})}
         quarantine = quarantine or Quarantine()
@@ -211,6 +211,8 @@ def _read_texts(path: Path, columns: Sequence[str], quarantine: Quarantine) -> t
     """The columns of a file, and the line of every row."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; check the path (it is read from {Path.cwd()}).")
+    if path.suffix not in READERS:
+        raise ValueError(f"{path} is named {path.suffix or 'without an ending'}; give one of {', '.join(READERS)}.")
     texts: dict[str, list[str | None]] = {column: [] for column in columns}
     lines: list[int] = []
     try:
