@@ -35,17 +35,16 @@ def local_folder(source: str | Path, *, revision: str | None = None, code: bool 
         code: Whether the code that came with the checkpoint is fetched, too, to be run.
 
     Raises:
-        FileNotFoundError: There is no such folder, repository or revision.
+        FileNotFoundError: There is no such folder, repository or revision, or the folder holds no checkpoint.
         PermissionError: The repository is gated or private.
         ConnectionError: It is not in the cache and the Hub cannot be reached, or must not be.
-        ValueError: The folder is a run's, a folder is given with a revision, or what is given can be neither.
+        ValueError: A folder is given with a revision, or what is given can be neither.
     """
     path = Path(source)
     if path.is_dir():
         if revision is not None:
             raise ValueError(f"revision is {revision!r}, but {path} is a folder. Leave it out, or give a Hub id.")
-        if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
-            raise ValueError(f"{path} is the folder of a run, not a checkpoint. Give {path / 'model'}.")
+        _check_holds_checkpoint(path)
         return path
     if path.is_absolute() or str(source).startswith("."):
         raise FileNotFoundError(f"The folder {str(source)!r} does not exist; give a checkpoint's folder or its Hub id.")
@@ -55,6 +54,18 @@ def local_folder(source: str | Path, *, revision: str | None = None, code: bool 
     revision = revision or named
     with _explained(repo, revision):
         return Path(snapshot_download(repo, revision=revision, allow_patterns=WEIGHTS + (CODE if code else [])))
+
+
+def _check_holds_checkpoint(folder: Path) -> None:
+    """Of a model or an adapter; a run's folder has its model inside."""
+    if not _holds_checkpoint(folder):
+        inner = folder / "model"
+        advice = f"a run left its model in {inner}: give that" if _holds_checkpoint(inner) else "give one's folder"
+        raise FileNotFoundError(f"{folder} has no config.json, so it is no checkpoint; {advice}.")
+
+
+def _holds_checkpoint(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def split_revision(source: str | Path) -> tuple[str, str | None]:
@@ -104,10 +115,7 @@ def push(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"The folder {str(folder)!r} does not exist; give the folder of a checkpoint.")
-    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        inner = folder / "model"
-        told = f"Give {inner}." if (inner / "config.json").is_file() else "Give the folder of a checkpoint."
-        raise FileNotFoundError(f"{folder} has no config.json, so it is no checkpoint. {told}")
+    _check_holds_checkpoint(folder)
     if not is_offline_mode() and get_token() is None:
         raise PermissionError(f"There is no token to push to {repo} with; {LOG_IN} (a token that may write).")
     api = HfApi()
