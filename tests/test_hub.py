@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -273,21 +274,20 @@ def test_what_goes_wrong_with_the_hub_says_what_to_do(hub, checkpoint, umarvel, 
     assert "http://127.0.0.1:9 was not reached for a/mine" in not_pushed
 
 
-def test_a_folder_that_is_no_checkpoint_is_not_pushed(tmp_path):
+def test_a_folder_that_is_not_there_is_not_pushed(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist; give the folder of a checkpoint"):
         push(tmp_path / "nothing", "a/b")
-    with pytest.raises(FileNotFoundError, match="so it is no checkpoint"):
-        push(tmp_path, "a/b")
 
 
+@pytest.mark.parametrize("take", [local_folder, partial(push, repo="a/b")], ids=["loaded", "pushed"])
 @pytest.mark.parametrize("name", ["config.json", "adapter_config.json"])
-def test_the_folder_of_a_run_is_told_from_its_model(tmp_path, name):
-    with pytest.raises(FileNotFoundError, match=r"has no config\.json, .* checkpoint; give one's folder"):
-        local_folder(tmp_path)
+def test_the_folder_of_a_run_is_told_from_its_model(tmp_path, name, take):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json, so it is no checkpoint; give the folder of one"):
+        take(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / name).touch()
-    with pytest.raises(FileNotFoundError, match=r"has no config\.json, .*; a run left its model in .*model: give that"):
-        local_folder(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"so it is no checkpoint; a run left its model in .*model: give that"):
+        take(tmp_path)
 
 
 def test_a_revision_of_a_folder_is_refused(checkpoint):

@@ -614,20 +614,28 @@ def text_model(bases, folder):
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "error", "message"),
     [
-        (text_model, "has no processor of text and images .*; name a vision-language model"),
-        (lambda bases, folder: new_reranker(bases("qwen2_vl"), folder), "start is a re-ranker. Give an embedder's"),
-        (lambda bases, folder: new_model(bases("qwen2_vl"), folder / "model"), "a run left .* in .*start/model: give"),
+        (text_model, ValueError, "has no processor of text and images .*; name a vision-language model"),
+        (
+            lambda bases, folder: new_reranker(bases("qwen2_vl"), folder),
+            ValueError,
+            "start is a re-ranker. Give an embedder's",
+        ),
+        (
+            lambda bases, folder: new_model(bases("qwen2_vl"), folder / "model"),
+            FileNotFoundError,
+            "a run left .* in .*start/model: give",
+        ),
     ],
     ids=["of text only", "a re-ranker", "a run"],
 )
 def test_a_start_that_is_no_embedders_is_refused_before_anything_runs(
-    benchmark, recipe, bases, tmp_path, make, message
+    benchmark, recipe, bases, tmp_path, make, error, message
 ):
     make(bases, tmp_path / "start")
     for call in (train, describe):
-        with pytest.raises((ValueError, FileNotFoundError), match=message):
+        with pytest.raises(error, match=message):
             call(recipe(start={"model": str(tmp_path / "start")}), tmp_path / "run", benchmark=benchmark)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 

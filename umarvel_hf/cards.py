@@ -105,14 +105,12 @@ def list_scores(folder: Path, results: Sequence[EvalResult], table: str) -> None
     card = ModelCard.load(path)
     card.data.eval_results, card.data.model_name = list(results), card.data.model_name or folder.name
     text = card.text.replace("\r\n", "\n")
-    # Where they stand, else before what the model cannot do, else last; up to the next heading of this kind.
-    found = re.search(r"^## Scores *\n", text, re.MULTILINE)
-    start = found or re.search(r"^(?=## Limits *$)", text, re.MULTILINE) or re.search(r"\Z", text)
-    assert start is not None
-    end = re.search(r"^## ", text[start.end() :], re.MULTILINE) if found else None
-    after = text[start.end() + end.start() :] if end else "" if found else text[start.end() :]
+    # In place of those that stand there, else before what the model cannot do, else last
+    places = (r"^## Scores *\n(?s:.*?)(?=^## |\Z)", r"^(?=## Limits *$)", r"\Z")
+    place = next(found for pattern in places if (found := re.search(pattern, text, re.MULTILINE)))
+    before, after = text[: place.start()].rstrip(), text[place.end() :]
     scores = f"## Scores\n\nHit rates in percent:\n\n```\n{table}\n```\n"
-    card.text = f"{text[: start.start()].rstrip()}\n\n{scores}" + (f"\n{after}" if after else "")
+    card.text = f"{before}\n\n{scores}" + (f"\n{after}" if after else "")
     card.save(path)
 
 

@@ -96,6 +96,11 @@ def with_data(body: Traversable, data: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n" + body.read_text(encoding="utf-8").replace(PLAIN_TEXT, plain)
 
 
+def data_of(template: str) -> dict[str, str]:
+    """What stands above a template, as JSON by name; above one that :func:`with_data` did not write, who knows what."""
+    return dict(re.findall(r"^\{%- set (\w+) = (.*) -%\}$", template, flags=re.MULTILINE))
+
+
 def control_tokens(processor: Any) -> list[str]:
     """Every string that means more than itself to tokenizer or processor, longest first."""
     added = processor.tokenizer.added_tokens_decoder.values()

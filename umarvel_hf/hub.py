@@ -60,7 +60,7 @@ def _check_holds_checkpoint(folder: Path) -> None:
     """Of a model or an adapter; a run's folder has its model inside."""
     if not _holds_checkpoint(folder):
         inner = folder / "model"
-        advice = f"a run left its model in {inner}: give that" if _holds_checkpoint(inner) else "give one's folder"
+        advice = f"a run left its model in {inner}: give that" if _holds_checkpoint(inner) else "give the folder of one"
         raise FileNotFoundError(f"{folder} has no config.json, so it is no checkpoint; {advice}.")
 
 

@@ -10,16 +10,15 @@ from umarvel_hf.cards import list_scores
 from umarvel_hf.data import MBeir
 from umarvel_hf.devices import open_encoder
 from umarvel_hf.emoji import DATASETS, benchmark_dir
-from umarvel_hf.evaluation.benchmark import evaluate_benchmark, evaluate_run
+from umarvel_hf.evaluation.benchmark import QRELS_FOLDER, RUN_FOLDERS, evaluate_benchmark, evaluate_run
 from umarvel_hf.evaluation.frontier import load_frontier, measure_frontier, save_frontier
 from umarvel_hf.evaluation.reranked import fit_fusion
-from umarvel_hf.evaluation.results import POOLS, RERANKED, Result
+from umarvel_hf.evaluation.results import POOLS, Result
 from umarvel_hf.report import write_report
 from umarvel_hf.reranking import Fusion, Reranker, load_reranker
 
 MEMORY = 8_000_000_000
 TOP = 50
-RUNS = ("qrels", *POOLS, *(f"{pool}-{RERANKED}" for pool in POOLS))  # folders of TREC files
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def evaluate(
         if rerank is not None:
             reranker = load_reranker(rerank)
             weight = _weight(encoder, reranker, rerank, benchmark, fusion, top, gold_modality, common)
-        for stale in RUNS:  # of an earlier evaluation
+        for stale in (QRELS_FOLDER, *RUN_FOLDERS.values()):  # of an earlier evaluation
             shutil.rmtree(out / "runs" / stale, ignore_errors=True)
         result = evaluate_benchmark(
             encoder, benchmark, split=split, pools=pools, instructions=instructions, seed=seed,

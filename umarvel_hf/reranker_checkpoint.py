@@ -1,7 +1,6 @@
 """Make re-rankers: native ``CrossEncoder`` folders that answer Yes or No, of any vision-language model."""
 
 import json
-import re
 import shutil
 import tempfile
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
 
 from umarvel_hf.cards import license_of, reranker_card
-from umarvel_hf.chat_template import control_tokens, read_markers, with_data
+from umarvel_hf.chat_template import control_tokens, data_of, read_markers, with_data
 from umarvel_hf.checkpoint import empty_folder, limit_pixels, load_processor
 from umarvel_hf.exporting import language_model
 from umarvel_hf.hub import local_folder
@@ -54,23 +53,23 @@ def new_reranker(src: str | Path, out: str | Path, *, max_pixels: int | None = N
     """
     out, source = empty_folder(out), local_folder(src)
     card = reranker_card(base=str(src), license=license_of(source))
+    processor = load_processor(source)
+    if "default_instruction" in data_of(processor.chat_template or ""):
+        raise ValueError(
+            f"{src} was converted from another family and writes texts as that does. Make the re-ranker of a "
+            f"language model; `umarvel export {src} OUT --base BASE` gives one with its weights."
+        )
+    yes, no = (_first_token(processor.tokenizer, word) for word in ("Yes", "No"))
+    if yes == no:
+        token = processor.tokenizer.convert_ids_to_tokens(yes)
+        raise ValueError(
+            f"The tokenizer of {src} begins both 'Yes' and 'No' with {token!r}, so that an answer's first token "
+            "tells nothing. Name a model whose vocabulary tells them apart."
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{out.name}-", dir=out.parent) as scratch:
         if UMarvelConfig.get_config_dict(source)[0].get("model_type") == UMarvelConfig.model_type:
             source = _language_model(source, Path(scratch))
-        processor = load_processor(source)
-        if "default_instruction" in _data_of(processor.chat_template or ""):
-            raise ValueError(
-                f"{src} was converted from another family and writes texts as that does. Make the re-ranker of a "
-                f"language model; `umarvel export {src} OUT --base BASE` gives one with its weights."
-            )
-        yes, no = (_first_token(processor.tokenizer, word) for word in ("Yes", "No"))
-        if yes == no:
-            token = processor.tokenizer.convert_ids_to_tokens(yes)
-            raise ValueError(
-                f"The tokenizer of {src} begins both 'Yes' and 'No' with {token!r}, so that an answer's first token "
-                "tells nothing. Name a model whose vocabulary tells them apart."
-            )
         module = Transformer(
             str(source),
             transformer_task="any-to-any",
@@ -94,12 +93,8 @@ def reranker_template(processor: Any) -> str:
 
 def _stored_markers(template: str) -> dict[str, str]:
     """The markers that stand above a template of ours, an embedder's or a re-ranker's; none above another."""
-    stored = _data_of(template)
+    stored = data_of(template)
     return {name: json.loads(stored[name]) for name in MARKERS} if stored.keys() >= set(MARKERS) else {}
-
-
-def _data_of(template: str) -> dict[str, str]:
-    return dict(re.findall(r"^\{%- set (\w+) = (.*) -%\}$", template, flags=re.MULTILINE))
 
 
 def _first_token(tokenizer: Any, word: str) -> int:

@@ -20,6 +20,7 @@ from umarvel_hf.encoding import load
 from umarvel_hf.evaluation.pools import Candidates
 from umarvel_hf.fingerprint import fingerprint
 from umarvel_hf.index import FlatIndex, Hit, build_index
+from umarvel_hf.messages import load_image
 from umarvel_hf.reranking import load_reranker
 from umarvel_hf.search import Search, embed, search_store
 
@@ -74,7 +75,8 @@ def encode_collection(
         FileNotFoundError, ValueError: As in :func:`umarvel_hf.corpus.read_corpus` and ``encode_corpus``.
     """
     corpus = read_corpus(items)
-    model = str(Path(model).absolute() if model and Path(model).is_dir() else model or model_dir())
+    model = model or model_dir()
+    model = str(Path(model).absolute() if Path(model).is_dir() else model)  # it is searched from other folders, too
     with open_encoder(model, device, dtype, batch_tokens) as (encoder, tokens):
         return encode_corpus(
             encoder, corpus, out, model=model, instruction=instruction, batch_tokens=tokens, show_progress=show_progress
@@ -120,7 +122,8 @@ def search(
     items: Any
     found: Any
     if index is not None:
-        found, items, kinds = _open_index(Path(index), encoder)
+        found, corpus = _open_index(Path(index), encoder)
+        items, kinds = corpus.items, corpus.kinds
     elif images is not None:
         items = read_corpus(images).items
         kinds = {kind_of(item) for item in items.values()}
@@ -199,20 +202,18 @@ def _query(text: str | None, image: str | Path | None, k: int, purpose: str) -> 
         raise ValueError(f"there is nothing to {purpose}; give a text, a picture (--image), or both.")
     if k < 1:
         raise ValueError(f"k is {k}; it must be at least 1.")
-    if image is not None and not Path(image).is_file():
-        raise FileNotFoundError(
-            f"the file {str(image)!r} does not exist; check the path (it is read from {Path.cwd()})."
-        )
+    if image is not None:
+        load_image(image)  # what is wrong with it is known before a model is loaded
     return as_item(text or "", Path(image) if image is not None else None)
 
 
-def _open_index(folder: Path, encoder: "SentenceTransformer") -> tuple[Any, Any, set[str]]:
+def _open_index(folder: Path, encoder: "SentenceTransformer") -> tuple[Any, EncodedCorpus]:
     made_by = fingerprint(encoder)
     if (folder / INDEX).is_file():
         approximate = ApproximateIndex.open(folder, made_by=made_by)
-        return approximate, approximate.corpus.items, approximate.corpus.kinds
+        return approximate, approximate.corpus
     corpus = open_corpus(folder, made_by=made_by)
-    return _Exact(corpus), corpus.items, corpus.kinds
+    return _Exact(corpus), corpus
 
 
 def _model_of(folder: Path) -> str:

@@ -35,6 +35,9 @@ from umarvel_hf.evaluation.trec import read_qrels, read_run, write_qrels, write_
 from umarvel_hf.reranking import Fusion, Reranker
 from umarvel_hf.search import Encoder
 
+QRELS_FOLDER = "qrels"
+RUN_FOLDERS = {(MODEL, pool): pool for pool in POOLS} | {(RERANKED, pool): f"{pool}-{RERANKED}" for pool in POOLS}
+
 
 def evaluate_benchmark(
     encoder: Encoder,
@@ -190,12 +193,11 @@ def _write_runs(folder: Path, retrieval: Retrieval, rankings: list[Systems]) -> 
     """``<pool>/<task>.txt`` for the model, ``<pool>-re-ranked/…`` behind a re-ranker, and ``qrels/<task>.txt``."""
     for found, systems in zip(retrieval.found, rankings, strict=True):
         qids = [query.qid for query in found.queries]
-        write_qrels(folder / "qrels" / f"{found.task.name}.txt", dict(zip(qids, found.right, strict=True)))
+        write_qrels(folder / QRELS_FOLDER / f"{found.task.name}.txt", dict(zip(qids, found.right, strict=True)))
         for system in (MODEL, RERANKED):
             for pool, ranking in systems.get(system, {}).items():
-                name = pool if system == MODEL else f"{pool}-{RERANKED}"
                 scores = [row[at >= 0] for row, at in zip(ranking.scores, ranking.positions, strict=True)]
-                out = folder / name / f"{found.task.name}.txt"
+                out = folder / RUN_FOLDERS[system, pool] / f"{found.task.name}.txt"
                 write_run(out, qids, retrieval.dids(ranking), scores, tag=system)
 
 
