@@ -49,7 +49,8 @@ def to_conversations(items: Sequence[Any], read_video: Reader, read_image: Reade
 
     Args:
         items: See :data:`ACCEPTED`. Under ``image`` and ``video`` stand a path (str or Path), decoded pictures, or a
-            list of them. None under a key is the same as no key.
+            list of them; under ``video`` also ``{"path": file, "num_frames": 12}`` or ``{"path": file, "fps": 2}``, for
+            frames evenly spread. None under a key is the same as no key.
         read_video: Brings the value of a video (path, frames, array) to what shall stand in its place in the chat,
             such as (F, H, W, 3) uint8.
         read_image: The same of a picture; None: :func:`load_image`.
@@ -79,7 +80,7 @@ def load_image(source: Any) -> Image.Image:
     if isinstance(source, dict) and source.keys() == {"bytes", "path"}:
         source = source["path"] if source["bytes"] is None else io.BytesIO(source["bytes"])
     if isinstance(source, str | Path):
-        image = _open_image(_existing_file(source))
+        image = _open_image(existing_file(source))
     elif isinstance(source, io.BytesIO):
         image = _open_image(source)
     elif isinstance(source, Image.Image):
@@ -201,13 +202,18 @@ def _chat_part(part: Any, readers: Readers) -> Message:
 
 def _part(kind: str, value: Any, readers: Readers) -> Message:
     if kind in MEDIA:
-        return {"type": kind, kind: readers[kind](_existing_file(value) if isinstance(value, str | Path) else value)}
+        return {"type": kind, kind: readers[kind](existing_file(value) if isinstance(value, str | Path) else value)}
     if not isinstance(value, str):
         raise TypeError(f"text is a {type(value).__name__}; give a str.")
     return {"type": "text", "text": value}
 
 
-def _existing_file(source: str | Path) -> Path:
+def existing_file(source: str | Path) -> Path:
+    """The path of a file that is there; a URL is refused.
+
+    Raises:
+        ValueError, FileNotFoundError: Which it is, and what to do.
+    """
     if isinstance(source, str) and URL.match(source):
         raise ValueError(f"{source[:80]!r} is a URL, and nothing is fetched; download it and give its path.")
     path = Path(source)

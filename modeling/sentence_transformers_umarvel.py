@@ -11,7 +11,7 @@ import torch
 from sentence_transformers.base.modules.transformer import ProcessingKwargs, Transformer
 from transformers.video_utils import VideoMetadata
 
-from .messages_umarvel import ItemError, stack_frames, to_conversations
+from .messages_umarvel import ItemError, existing_file, stack_frames, to_conversations
 
 try:
     import av  # for video files only, so a checkpoint loads without it
@@ -20,6 +20,7 @@ except ImportError:
 
 # Frames of a film are sampled at the reference's rate where the processor has none of its own (recipe.md §1.6).
 SAMPLED_FRAMES_PER_SECOND = 2.0
+LEAST_FRAMES, MOST_FRAMES = 4, 768  # of a film that is sampled by a rate of its own
 # Frames given without a clock count as processors count them, so every way to a vector gives the same one.
 FRAMES_PER_SECOND = 24.0
 
@@ -141,17 +142,21 @@ class UMarvelTransformer(Transformer):
         )
 
     def _read_video(self, source: Any, metadata: list[dict[str, Any]]) -> np.ndarray:
-        """Frames (F, H, W, 3) uint8 of a file, a list of pictures, an array, or ``{"array", "video_metadata"}``."""
+        """Frames (F, H, W, 3) uint8 of a file, a list of pictures, an array, or ``{"array", "video_metadata"}``.
+
+        A file may be told how it is sampled: ``{"path", "num_frames"}`` or ``{"path", "fps"}``.
+        """
         sampler = getattr(self.processor, "video_processor", None)
         if sampler is None:
             raise ValueError(f"the processor of this checkpoint ({type(self.processor).__name__}) takes no video.")
         clock = None
-        if isinstance(source, Path):
-            frames, clock = _decode_video(source, sampler)
+        if isinstance(source, Path) or (isinstance(source, dict) and "path" in source):
+            frames, clock = _decode_video(*film_of(source), sampler)
         elif isinstance(source, dict):
             if not {"array"} <= set(source) <= {"array", "video_metadata"}:
                 raise ValueError(
-                    f"a video with the keys {sorted(source)}; give {{'array': frames, 'video_metadata': …}}."
+                    f"a video with the keys {sorted(source)}; give {{'array': frames, 'video_metadata': …}}, or "
+                    "{'path': file, 'num_frames': …} or {'path': file, 'fps': …}."
                 )
             frames, clock = np.asarray(source["array"]), source.get("video_metadata")
         else:
@@ -185,14 +190,29 @@ def _media(messages: list[list[dict[str, Any]]], kind: str) -> list[list[Any]]:
     ]
 
 
-def _decode_video(path: Path, sampler: Any) -> tuple[np.ndarray, dict[str, Any]]:
-    """Decode, with PyAV, the frames that the checkpoint's video processor asks for."""
+def film_of(source: Path | dict[str, Any]) -> tuple[Path, dict[str, float]]:
+    """The file of a film, and ``num_frames`` or ``fps`` where it is told how it is sampled.
+
+    Raises:
+        ValueError, FileNotFoundError: There is no such file, or what is told contradicts itself.
+    """
+    if isinstance(source, Path):
+        return source, {}
+    path, asked = existing_file(source["path"]), {name: one for name, one in source.items() if name != "path"}
+    numbers = all(isinstance(one, int | float) and one > 0 for one in asked.values())
+    if len(asked) > 1 or not asked.keys() <= {"num_frames", "fps"} or not numbers:
+        raise ValueError(f"a film with {asked}; beside 'path' give 'num_frames' or 'fps', one number above 0.")
+    return path, asked
+
+
+def _decode_video(path: Path, asked: dict[str, float], sampler: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    """Decode, with PyAV, the frames that were asked for, else those that the checkpoint's video processor wants."""
     if av is None:
         raise ValueError(f"reading {str(path)!r} needs PyAV; install it (pip install av) or give decoded frames.")
     try:
         with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            total, clock, wanted = sampled_frames(container, sampler)
+            stream = _pictures_of(container)
+            total, clock, wanted = sampled_frames(container, asked, sampler)
             container.seek(0)
             frames = {
                 index: frame.to_ndarray(format="rgb24")
@@ -208,16 +228,35 @@ def _decode_video(path: Path, sampler: Any) -> tuple[np.ndarray, dict[str, Any]]
     return np.stack([frames[index] for index in wanted]), {**clock, "frames_indices": wanted}
 
 
-def sampled_frames(container: Any, sampler: Any) -> tuple[int, dict[str, Any], list[int]]:
-    """How many frames an open film has, its clock, and the places of those that the video processor asks for."""
+def sampled_frames(container: Any, asked: dict[str, float], sampler: Any) -> tuple[int, dict[str, Any], list[int]]:
+    """How many frames an open film has, its clock, and the places of those to be seen.
+
+    With ``num_frames`` or ``fps`` they are spread as the reference spreads them (recipe.md §1.6): from the first to the
+    last, an even number, by a rate at least 4 and at most 768; a film that has fewer gives all. Otherwise they are
+    those that the video processor asks for.
+    """
+    stream = _pictures_of(container)
+    total = stream.frames or sum(1 for _ in container.decode(stream))  # some formats do not store their number
+    if not total:
+        raise ValueError("it holds no frames")
+    clock = film_clock(total, float(stream.average_rate or SAMPLED_FRAMES_PER_SECOND))
+    if asked:
+        rated = clock["duration"] * asked.get("fps", 0)
+        count = asked.get("num_frames") or min(max(rated, LEAST_FRAMES), MOST_FRAMES, total)
+        even = max(2 * round(count / 2), 2)
+        return total, clock, [round(at) for at in np.linspace(0, total - 1, min(even, total)).tolist()]
     settings = {name: getattr(sampler, name, None) for name in ("num_frames", "fps", "min_frames", "max_frames")}
     settings = {name: value for name, value in settings.items() if value is not None}
     if not {"num_frames", "fps"} & set(settings):
         settings["fps"] = SAMPLED_FRAMES_PER_SECOND
-    stream = container.streams.video[0]
-    total = stream.frames or sum(1 for _ in container.decode(stream))  # some formats do not store their number
-    clock = film_clock(total, float(stream.average_rate or SAMPLED_FRAMES_PER_SECOND))
     return total, clock, [int(at) for at in sampler.sample_frames(metadata=VideoMetadata(**clock), **settings)]
+
+
+def _pictures_of(container: Any) -> Any:
+    """The first stream of pictures; a file may hold sound alone."""
+    if not container.streams.video:
+        raise ValueError("it holds no pictures")
+    return container.streams.video[0]
 
 
 def film_clock(frames: int, fps: float) -> dict[str, Any]:

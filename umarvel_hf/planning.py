@@ -21,6 +21,7 @@ from umarvel_hf.modeling.sentence_transformers_umarvel import (
     FRAMES_PER_SECOND,
     av,
     film_clock,
+    film_of,
     sampled_frames,
 )
 
@@ -175,10 +176,11 @@ class TokenCounter:
     def _film_size(self, source: Any) -> Size | None:
         sampler = getattr(self._processor, "video_processor", None)
         with suppress(Exception):  # whatever is wrong with it is told when it is decoded
-            if isinstance(source, Path):
-                with av.open(str(source)) as container:
+            if isinstance(source, Path) or (isinstance(source, dict) and "path" in source):
+                path, asked = film_of(source)
+                with av.open(str(path)) as container:
                     stream = container.streams.video[0]
-                    _, clock, wanted = sampled_frames(container, sampler)
+                    _, clock, wanted = sampled_frames(container, asked, sampler)
                     return Size(stream.height, stream.width, len(wanted), tuple(wanted), clock["fps"])
             frames = source["array"] if isinstance(source, dict) else source
             first = load_image(frames[0])

@@ -65,7 +65,7 @@ def format_query(text: str | None) -> str:
 def lines_of(path: Path) -> Iterator[tuple[int, int, bytes]]:
     """Yield number (from 1), offset and bytes of every line that is not blank."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. It belongs to M-BEIR's layout: complete the folder.")
+        raise FileNotFoundError(f"{path} does not exist. Complete the folder.")
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):

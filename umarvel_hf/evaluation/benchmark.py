@@ -1,10 +1,8 @@
 """Evaluate an encoder on a folder in M-BEIR's layout: every measure, local and union pools, baselines, re-ranking."""
 
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from umarvel_hf.data import MBeir
@@ -19,6 +17,7 @@ from umarvel_hf.evaluation.results import (
     Result,
     TaskResult,
     compare_types,
+    versions,
 )
 from umarvel_hf.evaluation.retrieval import (
     MEMORY,
@@ -132,7 +131,7 @@ def evaluate_benchmark(
             "candidate modality": "of the right answer" if gold_modality else "of the task",
             "batch tokens": str(batch_tokens or "by device"),
             **retrieval.made_by,
-            **_versions(),
+            **versions(),
         },
         counts={
             "tasks": len(chosen),
@@ -184,7 +183,7 @@ def evaluate_run(run: str | Path, qrels: str | Path) -> Result:
         scores={MODEL: {"local": PoolScore({name: one.round(6).tolist() for name, one in values.items()})}},
         top={"local": [dids[:10] for dids in lists]},
     )
-    settings = {"run": str(run), "qrels": str(qrels), "split": "", **_versions()}
+    settings = {"run": str(run), "qrels": str(qrels), "split": "", **versions()}
     counts = {"tasks": 1, "queries": len(right), "queries without a list": len(right.keys() - found.keys())}
     return Result("trec", [task], [], settings, counts, {})
 
@@ -199,14 +198,3 @@ def _write_runs(folder: Path, retrieval: Retrieval, rankings: list[Systems]) -> 
                 scores = [row[at >= 0] for row, at in zip(ranking.scores, ranking.positions, strict=True)]
                 out = folder / RUN_FOLDERS[system, pool] / f"{found.task.name}.txt"
                 write_run(out, qids, retrieval.dids(ranking), scores, tag=system)
-
-
-def _versions() -> dict[str, str]:
-    """The versions of what decides the numbers."""
-    found = {"python": platform.python_version()}
-    for package in ("umarvel_hf", "torch", "transformers", "sentence-transformers", "numpy", "Pillow"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

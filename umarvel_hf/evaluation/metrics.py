@@ -8,8 +8,8 @@ import numpy as np
 
 from umarvel_hf.data import first_repeated
 
-NAME = re.compile(r"(hit|recall|precision|ndcg|mrr|map)@([1-9]\d*)|(ndcg|mrr|map)")
-KNOWN = "hit@k, recall@k, precision@k, ndcg@k, mrr@k, map@k (k from 1), ndcg, mrr and map"
+NAME = re.compile(r"(hit|recall|precision|ndcg|mrr|map|capped_map)@([1-9]\d*)|(ndcg|mrr|map)")
+KNOWN = "hit@k, recall@k, precision@k, ndcg@k, mrr@k, map@k, capped_map@k (k from 1), ndcg, mrr and map"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def measure(judged: Judged, names: Iterable[str]) -> dict[str, np.ndarray]:
     ``hit@k``: is any of the first k right (what M-BEIR calls recall@k); ``recall@k``: the share of the right answers
     among them; ``precision@k``: right ones among them, over k; ``ndcg``: gain = relevance, discounted by
     log2(rank + 1); ``mrr``: one over the rank of the first right answer; ``map``: mean precision at the right answers,
-    those not found counting 0. Without ``@k`` the whole list counts.
+    those not found counting 0; ``capped_map@k``: the same, of at most k right answers, as CIRCO counts it. Without
+    ``@k`` the whole list counts.
     """
     values = {}
     for name in names:
@@ -88,8 +89,9 @@ def _values(judged: Judged, kind: str, k: int | None) -> np.ndarray:
             return _discounted(gains) / _discounted(judged.ideal[:, :k])
         case "mrr":
             return (right / ranks).max(axis=1, initial=0)
-        case _:  # map
-            return (right * right.cumsum(axis=1) / ranks).sum(axis=1) / total
+        case _:  # map, capped_map
+            most = np.minimum(total, k) if kind == "capped_map" else total
+            return (right * right.cumsum(axis=1) / ranks).sum(axis=1) / most
 
 
 def _discounted(gains: np.ndarray) -> np.ndarray:

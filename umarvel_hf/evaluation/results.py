@@ -1,8 +1,10 @@
 """What an evaluation found: values per query, means, the comparison with the best baseline, JSON and a table."""
 
 import json
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from huggingface_hub import EvalResult
 
 from umarvel_hf.data import TASK_TYPES, Task
 from umarvel_hf.evaluation.significance import LEVEL, Comparison, corrected, paired
+from umarvel_hf.evaluation.suites import ZERO_SHOT
 from umarvel_hf.store import whole_file
 
 FORMAT = 2
@@ -67,6 +70,8 @@ class TaskResult:
         top: By pool, the first ten dids that the model found for every query.
         by_prompt: By pool, the model's mean of ``metric`` with each prompt; empty where one prompt was used.
         comparison: The model against the best baseline on the first pool; None without baselines.
+        part, shape: Of a zero-shot set: which of its tasks ("" where it has one), and what it asks for, such as
+            ``text → video``.
     """
 
     dataset: str
@@ -78,16 +83,20 @@ class TaskResult:
     top: dict[str, list[list[str]]]
     by_prompt: dict[str, list[float]] = field(default_factory=dict)
     comparison: Comparison | None = None
+    part: str = ""
+    shape: str = ""
 
     @property
     def name(self) -> str:
-        """As the files spell it, such as ``mscoco_task0``."""
-        return self.dataset if self.task_id is None else Task(self.dataset, self.task_id).name
+        """As the files spell it, such as ``mscoco_task0``; of a zero-shot set such as ``sugarcrepe_swap_att``."""
+        if self.task_id is not None:
+            return Task(self.dataset, self.task_id).name
+        return f"{self.dataset}_{self.part}" if self.part else self.dataset
 
     @property
     def type(self) -> str:
         """In words, such as ``text → image``."""
-        return "run file" if self.task_id is None else TASK_TYPES[self.task_id]
+        return (self.shape or "run file") if self.task_id is None else TASK_TYPES[self.task_id]
 
     @property
     def systems(self) -> list[str]:
@@ -104,7 +113,7 @@ class Result:
     """A whole evaluation.
 
     Args:
-        suite: ``m-beir``, ``emoji``, or ``trec`` for a run file.
+        suite: ``m-beir``, ``emoji``, a zero-shot set, or ``trec`` for a run file.
         tasks: Values of every query, by task; at least one.
         types: The model against the best baseline, by task type over all data sets; empty without baselines.
         settings: What is needed to reproduce the numbers.
@@ -138,9 +147,17 @@ class Result:
 
     @property
     def groups(self) -> dict[str, list[TaskResult]]:
-        """The tasks whose plain mean is reported: M-BEIR's all together, otherwise those of each data set."""
+        """The tasks whose plain mean is reported.
+
+        M-BEIR's all together; of a zero-shot set those that it has a mean of, or every task alone; otherwise those of
+        each data set.
+        """
         if self.suite == "m-beir":
             return {"M-BEIR": self.tasks}
+        if self.suite in ZERO_SHOT:
+            means = ZERO_SHOT[self.suite].means or {task.name: (task.part,) for task in self.tasks}
+            named = {name: [task for task in self.tasks if task.part in parts] for name, parts in means.items()}
+            return {name: tasks for name, tasks in named.items() if tasks}
         groups: dict[str, list[TaskResult]] = {}
         for task in self.tasks:
             groups.setdefault(task.dataset, []).append(task)
@@ -148,10 +165,11 @@ class Result:
 
     @property
     def missing(self) -> list[str]:
-        """M-BEIR's configurations that were not evaluated; a mean is one of 16 only where there is none."""
-        if self.suite != "m-beir":
-            return []
-        return [task.name for task in MBEIR_TASKS if task.name not in {one.name for one in self.tasks}]
+        """Tasks of M-BEIR or of a zero-shot set that were not evaluated; a mean is one of all only where none is."""
+        wanted = [task.name for task in MBEIR_TASKS] if self.suite == "m-beir" else []
+        if self.suite in ZERO_SHOT:
+            wanted = [f"{self.suite}_{task.part}" for task in ZERO_SHOT[self.suite].tasks if task.part]
+        return [name for name in wanted if name not in {one.name for one in self.tasks}]
 
     def mean(self, group: str, system: str, pool: str, metric: str | None = None) -> float:
         """Plain mean over the tasks of a group, 0 to 1, as M-BEIR averages; metric None: each task's own.
@@ -205,7 +223,7 @@ class Result:
                 dataset_name=task.name,
                 dataset_config=task.name,  # the Hub tells results apart by it, not by the name
                 dataset_split=self.settings["split"],
-                metric_type="hit_rate",
+                metric_type={"hit": "hit_rate", "capped_map": "map"}.get(kind := task.metric.partition("@")[0], kind),
                 metric_name=f"{task.metric}, {pool} pool",
                 metric_value=round(task.rate(MODEL, pool), 4),
             )
@@ -215,13 +233,24 @@ class Result:
 
     def table(self) -> str:
         """All tasks as aligned plain text, in percent, misses included."""
-        lines = aligned(_table_rows(self))
+        lines = aligned(_suite_rows(self) if self.suite in ZERO_SHOT else _table_rows(self))
         if self.missing:
             lines += ["", f"Not evaluated: {', '.join(self.missing)}."]
         if self.baselines:
             how = f"Paired randomisation over queries, Holm-corrected; better and worse mean p < {LEVEL}."
             lines += ["", *verdict_lines(self), how]
         return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    """The versions of what decides the numbers."""
+    found = {"python": platform.python_version()}
+    for package in ("umarvel_hf", "torch", "transformers", "sentence-transformers", "numpy", "Pillow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
 
 
 def own_metric(task: Task) -> str:
@@ -276,7 +305,9 @@ def short_type(name: str) -> str:
 
 def short_metric(metric: str) -> str:
     """As tables head a column: ``R@5`` for ``hit@5``, which M-BEIR calls recall."""
-    return "wrong" if metric == WRONG_MODALITY else metric.replace("hit@", "R@")
+    if metric == WRONG_MODALITY:
+        return "wrong"
+    return metric.replace("target_hit@", "target R@").replace("hit@", "R@").replace("capped_map@", "mAP@")
 
 
 def aligned(rows: list[list[str]]) -> list[str]:
@@ -315,6 +346,24 @@ def _table_rows(result: Result) -> list[list[str]]:
             rows.append([task.dataset, short_type(task.type), *sizes, *percents, "  ".join(note)])
         means = [f"{100 * result.mean(group, *one):.1f}" for one in measured]
         rows.append([group, "mean", "", "", *means, f"of {len(tasks)} tasks"])
+    return rows
+
+
+def _suite_rows(result: Result) -> list[list[str]]:
+    """Every task with all of its metrics, then the means."""
+    metrics = list(
+        dict.fromkeys(metric for task in result.tasks for metric in task.scores[MODEL][result.pools[0]].values)
+    )
+    rows = [["task", "", "queries", "candidates", *map(short_metric, metrics), ""]]
+    for task in result.tasks:
+        values = task.scores[MODEL][result.pools[0]]
+        percents = [f"{100 * values.mean(one):.1f}" if one in values.values else "–" for one in metrics]
+        sizes = [f"{len(task.qids):,}", f"{task.pool_sizes[result.pools[0]]:,}"]
+        rows.append([task.name, short_type(task.type), *sizes, *percents, ""])
+    for name, tasks in result.groups.items():
+        if len(tasks) > 1:
+            means = [f"{100 * result.mean(name, MODEL, result.pools[0], one):.1f}" for one in metrics]
+            rows.append([name, "mean", "", "", *means, f"of {len(tasks)} tasks"])
     return rows
 
 

@@ -1,0 +1,374 @@
+"""Evaluate an encoder on any zero-shot set of ``evaluation/suites.py``: read, encode, rank, measure."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from umarvel_hf.data import Item
+from umarvel_hf.evaluation.metrics import judge, measure
+from umarvel_hf.evaluation.results import MODEL, PoolScore, Result, TaskResult, versions
+from umarvel_hf.evaluation.retrieval import DEPTH, MEMORY, vectors_folder
+from umarvel_hf.evaluation.suite_files import below, checked
+from umarvel_hf.evaluation.suites import ZERO_SHOT, Shape, Source, Suite, SuiteTask
+from umarvel_hf.fingerprint import fingerprint
+from umarvel_hf.progress import Progress
+from umarvel_hf.records import format_string
+from umarvel_hf.search import SCALE, Encoder, Search, encode_store, search_store
+from umarvel_hf.store import VectorStore, whole_file
+
+POOL = "local"  # as other results call the candidates of one task
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Side:
+    """What is encoded: items by id, in order, each with its instruction (None: without)."""
+
+    items: dict[str, Any] = field(default_factory=dict)
+    instructions: list[str | None] = field(default_factory=list)
+
+    def add(self, name: str, item: Item, instruction: str | None) -> None:
+        """Keep the first item of every id."""
+        if name not in self.items:
+            self.items[name] = item
+            self.instructions.append(instruction)
+
+
+@dataclass
+class Questions:
+    """A task as its files ask it.
+
+    Args:
+        right: By query, its right answers; empty where the split names none.
+        targets: By query, the one answer it was written for; empty where a set names none apart.
+        galleries: By query, the candidates it chooses from, the right one first; empty where it is asked of all.
+        excluded: By query, candidates that do not count; only queries that have some.
+        left_out: Why records are not asked.
+    """
+
+    queries: Side = field(default_factory=Side)
+    candidates: Side = field(default_factory=Side)
+    right: dict[str, list[str]] = field(default_factory=dict)
+    targets: dict[str, str] = field(default_factory=dict)
+    galleries: dict[str, list[str]] = field(default_factory=dict)
+    excluded: dict[str, list[str]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was found for a task.
+
+    Args:
+        lists: By query, the best candidates, best first; of a choice, the right one behind all that have its score.
+        ahead: (Q,) int64, of a choice: how many candidates are not worse than the right one.
+    """
+
+    task: SuiteTask
+    questions: Questions
+    lists: list[list[str]]
+    ahead: np.ndarray | None = None
+
+    def values(self) -> dict[str, list[float]]:
+        """By metric of the task, one value from 0 to 1 a query, to six decimals."""
+        if self.ahead is not None:
+            depths = {name: 1 if name == "accuracy" else int(name.partition("@")[2]) for name in self.task.metrics}
+            return {name: (self.ahead < depth).astype(float).tolist() for name, depth in depths.items()}
+        values = {}
+        judged = judge(self.lists, list(self.questions.right.values()))
+        targets = (
+            judge(self.lists, [[did] for did in self.questions.targets.values()]) if self.questions.targets else judged
+        )
+        for name in self.task.metrics:
+            known = name.removeprefix("target_")
+            (found,) = measure(judged if known == name else targets, [known]).values()
+            values[name] = found.round(6).tolist()
+        return values
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What :func:`rank_suite` found, to be measured, or to be handed in where the set's authors keep the answers."""
+
+    suite: str
+    split: str
+    answers: list[Answers]
+    settings: dict[str, str]
+    seconds: dict[str, float]
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the answers of this split are kept by the set's authors."""
+        return self.split == ZERO_SHOT[self.suite].hidden
+
+    def measure(self, settings: Mapping[str, str] | None = None) -> Result:
+        """The set's metrics, by query from 0 to 1.
+
+        Args:
+            settings: What else is needed to reproduce the result, such as the model's name; stored with it.
+
+        Raises:
+            ValueError: The answers are not public.
+        """
+        if self.hidden:
+            raise ValueError(
+                f"{self.suite} keeps the answers of its split {self.split!r}; save_submission writes yours."
+            )
+        left_out = [why for one in self.answers for why in one.questions.left_out]
+        return Result(
+            suite=self.suite,
+            tasks=[self._task(one) for one in self.answers],
+            types=[],
+            settings={
+                **(settings or {}), **self.settings, **({"left out": "; ".join(left_out)} if left_out else {}),
+                **versions(),
+            },
+            counts={
+                "tasks": len(self.answers),
+                "queries": sum(len(one.lists) for one in self.answers),
+                "candidates": sum(len(one.questions.candidates.items) for one in self.answers),
+                "left out": len(left_out),
+            },
+            seconds=self.seconds,
+        )  # fmt: skip
+
+    def save_submission(self, path: str | Path) -> Path:
+        """Write, as JSON, of every query the ids of the 50 best candidates, best first: what CIRCO's authors take."""
+        lists = {
+            qid: [int(did) for did in dids]
+            for one in self.answers
+            for qid, dids in zip(one.questions.queries.items, one.lists, strict=True)
+        }
+        with whole_file(Path(path)) as file:
+            file.write(json.dumps(lists).encode())
+        return Path(path)
+
+    def _task(self, one: Answers) -> TaskResult:
+        galleries = one.questions.galleries.values()
+        size = max(map(len, galleries)) if galleries else len(one.questions.candidates.items)
+        return TaskResult(
+            dataset=self.suite,
+            task_id=None,
+            metric=one.task.metrics[0],
+            qids=list(one.questions.queries.items),
+            pool_sizes={POOL: size},
+            scores={MODEL: {POOL: PoolScore(one.values())}},
+            top={POOL: [dids[:10] for dids in one.lists]},
+            part=one.task.part,
+            shape=one.task.type,
+        )
+
+
+def rank_suite(
+    encoder: Encoder,
+    suite: str,
+    root: str | Path,
+    *,
+    tasks: Sequence[str] | None = None,
+    split: str | None = None,
+    vectors: str | Path | None = None,
+    memory: int = MEMORY,
+    batch_tokens: int | None = None,
+    show_progress: bool = False,
+) -> Ranked:
+    """Rank the candidates of a zero-shot set for all of its queries (recipe.md §10).
+
+    Every text and picture is encoded once under each of its instructions; vectors are rounded to half precision and
+    scores compared to six decimals, as on M-BEIR.
+
+    Args:
+        suite: A key of ``suites.ZERO_SHOT``, such as ``flickr30k``.
+        root: The folder that holds the files of all sets, at the paths of the documentation.
+        tasks: Such as ``sugarcrepe_swap_att``; None: all of the set.
+        split: None: the set's own.
+        vectors: Folder of the vector stores, to go on after an interruption; None: a temporary one.
+        memory: Bytes that a search may take.
+        batch_tokens: As in :func:`umarvel_hf.encoding.encode`; for U-MARVEL checkpoints alone.
+
+    Raises:
+        ValueError: Unknown suite, task or split, or a wrong record, whose file and line are named.
+        FileNotFoundError: A file is missing.
+    """
+    chosen, split = _chosen(suite, tasks, split)
+    started = time.perf_counter()
+    asked = [read_questions(task, Path(root), split) for task in chosen]  # bad data show before hours of work
+    opened = time.perf_counter()
+    made_by = fingerprint(encoder)
+    answers = []
+    with vectors_folder(Path(vectors) if vectors is not None else None) as folder:
+        for task, questions in zip(
+            chosen, Progress(asked, "tasks", show=show_progress and len(asked) > 1), strict=True
+        ):
+            stores = []
+            for side, shape in ((questions.queries, task.query), (questions.candidates, task.candidate)):
+                told = hashlib.sha256(json.dumps(side.instructions).encode()).hexdigest()[:12]
+                # Both directions of a set share what they encode under one instruction.
+                kind = "queries" if shape is task.query else "candidates"
+                kind = f"{'texts' if shape.text else 'media'}" if task.relation == "pairs" else f"{task.part}-{kind}"
+                stores.append(
+                    encode_store(
+                        encoder, folder / f"{suite}-{split}-{kind}-{told}", list(side.items),
+                        list(side.items.values()), instructions=side.instructions,  # type: ignore[arg-type]
+                        made_by={**made_by, "prompt": told}, root=Path(root), batch_tokens=batch_tokens,
+                        show_progress_bar=show_progress,
+                    )
+                )  # fmt: skip
+            rank = _rank_choices if questions.galleries else _rank_pool
+            answers.append(rank(task, questions, *stores, memory))
+    seconds = {"reading": opened - started, "encoding and searching": time.perf_counter() - opened}
+    settings = {"suite": suite, "data": str(root), "split": split, "batch tokens": str(batch_tokens or "by device")}
+    return Ranked(suite, split, answers, settings | made_by, seconds)
+
+
+def read_questions(task: SuiteTask, root: Path, split: str) -> Questions:
+    """Read and check the files of a task.
+
+    Raises:
+        ValueError: A wrong record, whose file and line are named, or none.
+        FileNotFoundError: A file is missing.
+    """
+    asked = Questions()
+    if task.pool is not None:
+        for place, fields in _rows(task.pool, root, split):
+            did, (_, item, instruction) = str(fields["did"]), _item(task.candidate, fields, place, root)
+            if did in asked.candidates.items:
+                raise ValueError(f"{place}: candidate {did!r} stands earlier in the file, too. Remove one of them.")
+            asked.candidates.add(did, item, instruction)
+    for number, (place, fields) in enumerate(_rows(task.source, root, split)):
+        if "left_out" in fields:
+            asked.left_out.append(f"{place}: {fields['left_out']}")
+            continue
+        name, query, instruction = _item(task.query, fields, place, root)
+        if task.relation == "pairs":
+            did, candidate, told = _item(task.candidate, fields, place, root)
+            qid, did = name or str(number), did or str(number)
+            asked.queries.add(qid, query, instruction)
+            asked.candidates.add(did, candidate, told)
+            asked.right.setdefault(qid, []).append(did)
+            continue
+        qid = str(fields.get("qid", number))
+        if qid in asked.queries.items:
+            raise ValueError(f"{place}: query {qid!r} stands earlier in the file, too. Remove one of them.")
+        asked.queries.add(qid, query, instruction)
+        if task.relation == "choice":
+            asked.galleries[qid] = _gallery(task.candidate, fields["options"], asked.candidates, place, root)
+        elif "right" in fields:
+            _keep_answers(asked, qid, fields, place, task)
+    if not asked.queries.items:
+        raise ValueError(f"{root / task.source.path.format(split=split)}: holds no query. Copy it again.")
+    for line in asked.left_out:
+        logger.warning("left out: %s", line)
+    return asked
+
+
+def _chosen(suite: str, tasks: Sequence[str] | None, split: str | None) -> tuple[list[SuiteTask], str]:
+    if suite not in ZERO_SHOT:
+        raise ValueError(f"suite is {suite!r}; there are {', '.join(ZERO_SHOT)}.")
+    found: Suite = ZERO_SHOT[suite]
+    names = {f"{suite}_{task.part}" if task.part else suite: task for task in found.tasks}
+    if unknown := [name for name in tasks or () if name not in names]:
+        raise ValueError(f"tasks name {unknown[0]!r}; {suite} has {', '.join(names)}.")
+    split = found.splits[0] if split is None else split
+    if split not in found.splits:
+        raise ValueError(f"split is {split!r}; {suite} has {' and '.join(found.splits)}.")
+    return [task for name, task in names.items() if not tasks or name in tasks], split
+
+
+def _rows(source: Source, root: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where every record stands, and its fields."""
+    for number, record in enumerate(source.read(root / source.path.format(split=split))):
+        if isinstance(record.value, dict) and "left_out" in record.value:
+            yield record.place, record.value
+        else:
+            yield record.place, source.fields(number, checked(record, source.schema))
+
+
+def _item(shape: Shape, fields: Mapping[str, Any], place: str, root: Path) -> tuple[str, Any, str | None]:
+    """The name of its file ("" for text alone and chats), the item, and its instruction."""
+    instruction = shape.instruction.format(**fields) or None
+    if shape.chat:
+        parts = [
+            {"type": kind, kind: value if kind == "text" else below(root, place, shape.image.format(value))}
+            for kind, value in fields[shape.chat]
+        ]
+        return "", [{"role": "user", "content": parts}], instruction
+    item, name = dict[str, Any](), ""
+    for kind in ("image", "video"):
+        if own := getattr(shape, kind).format(**fields):
+            name, file = own, below(root, place, own)
+            item[kind] = {"path": file, **shape.frames} if kind == "video" else file
+    text = shape.text.format(**fields)
+    text = format_string(text) if shape.formatted else text
+    if not item and not text.strip():
+        raise ValueError(f"{place}: there is no text, picture or video in what shall be encoded.")
+    return name, (item | ({"text": text} if text.strip() else {})) if item else text, instruction
+
+
+def _gallery(shape: Shape, options: Sequence[Mapping[str, Any]], candidates: Side, place: str, root: Path) -> list[str]:
+    """The ids of what a query chooses from; what is the same for several queries is encoded once."""
+    if len(options) < 2:
+        raise ValueError(f"{place}: there is no wrong candidate to choose from.")
+    dids = []
+    for option in options:
+        name, item, instruction = _item(shape, option, place, root)
+        did = " | ".join(one for one in (name, item if isinstance(item, str) else item.get("text")) if one)
+        candidates.add(did, item, instruction)
+        dids.append(did)
+    return dids
+
+
+def _keep_answers(asked: Questions, qid: str, fields: Mapping[str, Any], place: str, task: SuiteTask) -> None:
+    right = [str(did) for did in fields["right"]]
+    targets = [str(fields["target"])] if "target" in fields else []
+    if unknown := [did for did in (*right, *targets) if did not in asked.candidates.items]:
+        raise ValueError(
+            f"{place}: the right answer {unknown[0]!r} is not among the {len(asked.candidates.items):,} candidates of "
+            f"{task.pool.path if task.pool else ''}."
+        )
+    if not right:
+        raise ValueError(f"{place}: the query has no right answer.")
+    asked.right[qid] = list(dict.fromkeys(right))
+    if targets:
+        asked.targets[qid] = targets[0]
+    if fields.get("excluded"):
+        asked.excluded[qid] = fields["excluded"]
+
+
+def _rank_pool(
+    task: SuiteTask, asked: Questions, queries: VectorStore, candidates: VectorStore, memory: int
+) -> Answers:
+    vectors = queries.take(np.arange(len(queries)))
+    most = max(map(len, asked.excluded.values()), default=0)
+    if memory <= vectors.nbytes:
+        raise ValueError(f"memory is {memory:,} bytes, but the queries alone take {vectors.nbytes:,}. Allow more.")
+    searches = {"": Search(vectors, {POOL: None})}
+    ranking = search_store(candidates, searches, k=DEPTH + most, memory=memory - vectors.nbytes)[""][POOL]
+    names = list(asked.candidates.items)
+    lists = []
+    for qid, positions in zip(asked.queries.items, ranking.positions, strict=True):
+        excluded = asked.excluded.get(qid, ())
+        lists.append([did for at in positions if at >= 0 and (did := names[at]) not in excluded][:DEPTH])
+    return Answers(task, asked, lists)
+
+
+def _rank_choices(
+    task: SuiteTask, asked: Questions, queries: VectorStore, candidates: VectorStore, memory: int
+) -> Answers:
+    """Compare every query with its own candidates; one that has the score of the right one stands before it."""
+    at = {did: number for number, did in enumerate(asked.candidates.items)}
+    lists, ahead = [], []
+    for number, gallery in enumerate(asked.galleries.values()):
+        query = queries.take(np.array([number]))[0].astype(np.float64)
+        vectors = candidates.take(np.array([at[did] for did in gallery])).astype(np.float64)
+        scores = np.rint(vectors @ query * SCALE)
+        ahead.append(int((scores[1:] >= scores[0]).sum()))
+        order = sorted(range(len(gallery)), key=lambda one, scores=scores: (-scores[one], one == 0))
+        lists.append([gallery[one] for one in order][:DEPTH])
+    return Answers(task, asked, lists, np.array(ahead))
