@@ -253,4 +253,4 @@ def _short(item: Any) -> str:
     if hasattr(item, "shape"):
         return f"an array of shape {tuple(item.shape)}"
     text = " ".join(repr(item).split())
-    return text if len(text) <= 100 else text[:99] + "…"
+    return text if len(text) <= 120 else f"{text[:60]}…{text[-59:]}"  # a path says most at its end

@@ -13,12 +13,13 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def write_film(path: Path, **options: str) -> Path:
-    """Four seconds at 4 frames a second: a square that walks to the right. ``options`` are those of the container."""
+def write_film(path: Path, frames: int = 16, **options: str) -> Path:
+    """4 frames a second of a square that walks to the right. ``options`` are those of the container."""
     with av.open(path, "w", options=options) as container:
         stream = container.add_stream("mpeg4", rate=4)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-        for at in range(16):
+        container.start_encoding()
+        for at in range(frames):
             pixels = np.full((64, 64, 3), 240, dtype=np.uint8)
             pixels[24:40, 3 * at : 3 * at + 16] = (200, 30, 30)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))

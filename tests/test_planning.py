@@ -53,10 +53,11 @@ def test_counts_are_those_of_the_processor(embedders, items, family, prompt):
 def test_films_are_counted_from_their_headers(embedders, film, frames, family):
     module = embedders(family)[0]
     items = [film, {"video": frames, "text": "a film"}, {"video": np.stack([np.asarray(one) for one in frames])}]
+    items += [{"video": {"path": film, "num_frames": 12}}, {"video": {"path": str(film), "fps": 1.0}}]
     counted = TokenCounter(module).count(items)
     expected = [module.preprocess([item])["input_ids"].shape[1] for item in items]
     assert counted.counts.tolist() == expected
-    assert counted.alone.tolist() == [family in ("smolvlm", "llava_onevision")] * 3
+    assert counted.alone.tolist() == [family in ("smolvlm", "llava_onevision")] * 5
 
 
 @pytest.mark.parametrize(("family", "times"), [("qwen2_vl", 1), ("qwen3_vl", 3)])

@@ -14,7 +14,7 @@ from transformers import AutoProcessor
 
 from backbones import FAMILIES
 from pictures import picture, write_film
-from umarvel_hf.encoding import load
+from umarvel_hf.encoding import encode, load
 from umarvel_hf.modeling.modeling_umarvel import PROMPTS, UMarvelModel
 
 INSTRUCTION = "Find an image that matches the given text."
@@ -145,6 +145,79 @@ def test_a_film_is_sampled_as_its_processor_asks(embedders, film):
     close(embedder.encode([film]), embedder.encode([{"video": film}]))
 
 
+def frames_of(path):
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+# Of 16 frames, 4 a second: from the first to the last, evenly, an even number (recipe.md §1.6); by hand.
+SAMPLED = [
+    ({"num_frames": 12}, [0, 1, 3, 4, 5, 7, 8, 10, 11, 12, 14, 15]),
+    ({"num_frames": 5}, [0, 5, 10, 15]),
+    ({"num_frames": 1}, [0, 15]),
+    ({"num_frames": 40}, list(range(16))),
+    ({"fps": 2.0}, [0, 2, 4, 6, 9, 11, 13, 15]),
+    ({"fps": 0.1}, [0, 5, 10, 15]),
+    ({"fps": 100}, list(range(16))),
+]
+
+
+@pytest.mark.parametrize(("asked", "places"), SAMPLED)
+def test_a_film_may_be_told_how_it_is_sampled(embedder, film, asked, places):
+    seen = np.stack([frames_of(film)[at] for at in places])
+    clock = {"fps": 4.0, "total_num_frames": 16, "duration": 4.0, "frames_indices": places}
+    expected = embedder.encode([{"video": {"array": seen, "video_metadata": clock}, "text": "a square"}])
+    close(embedder.encode([{"video": {"path": film, **asked}, "text": "a square"}]), expected)
+    close(encode(embedder, [{"video": {"path": str(film), **asked}, "text": "a square"}]), expected)
+
+
+FEW = [(family, frames) for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision") for frames in (1, 3)]
+
+
+@pytest.mark.parametrize(("family", "frames"), [one for one in FEW if one != ("qwen3_vl", 1)])
+def test_a_film_with_fewer_frames_than_asked_for_gives_all_it_has(embedders, tmp_path, family, frames):
+    film = write_film(tmp_path / "short.avi", frames)
+    places = list(range(frames))
+    clock = {"fps": 4.0, "total_num_frames": frames, "duration": frames / 4, "frames_indices": places}
+    whole = {"array": np.stack(frames_of(film)), "video_metadata": clock}
+    for asked in ({"num_frames": 12}, {"fps": 2.0}):
+        items = [{"video": whole}, {"video": {"path": film, **asked}}]
+        expected, found = (embedders(family).encode([item]) for item in items)
+        close(found, expected)
+        close(encode(embedders(family), items[1:]), expected)
+
+
+def test_a_film_of_one_frame_is_refused_by_name_where_the_processor_takes_none(embedders, tmp_path):
+    film = {"video": {"path": write_film(tmp_path / "short.avi", 1), "fps": 2.0}}
+    with pytest.raises(ValueError, match=r"^Item 1 .*short\.avi.*: the processor refuses it"):
+        embedders("qwen3_vl").encode(["a dog", film])
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+def test_a_chat_of_several_rounds_has_one_vector_in_every_library(embedders, checkpoints, pictures, family):
+    def round_of(picture, text):
+        return {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}]}
+
+    system = {"role": "system", "content": [{"type": "text", "text": INSTRUCTION}]}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "Which colour?"}]}
+    chats = [
+        [round_of(pictures[0], "longer"), round_of(pictures[1], "red")],
+        [round_of(pictures[0], "longer"), answer, round_of(pictures[1], "red")],
+        [round_of(pictures[1], "red"), round_of(pictures[0], "longer")],
+    ]
+    processor = AutoProcessor.from_pretrained(checkpoints(family), trust_remote_code=True)
+    model = UMarvelModel.from_pretrained(checkpoints(family))
+    expected = []
+    for chat in chats:
+        inputs = processor.apply_chat_template([system, *chat], tokenize=True, return_dict=True, return_tensors="pt")
+        with torch.no_grad():
+            expected.append(model(**inputs).pooler_output[0].numpy())
+    mixed = [*chats, {"image": pictures[0], "text": "longer"}]
+    close(embedders(family).encode(mixed, prompt=INSTRUCTION)[:3], expected)
+    close(encode(embedders(family), mixed, prompt=INSTRUCTION)[:3], expected)
+    assert np.triu(np.stack(expected) @ np.stack(expected).T, 1).max() < 1 - 1e-4  # order and answer count
+
+
 @pytest.mark.parametrize("family", ["smolvlm", "llava_onevision"])
 def test_videos_that_would_be_padded_are_refused_in_one_batch_and_taken_apart(embedders, pictures, frames, family):
     embedder = embedders(family)
@@ -174,7 +247,27 @@ BROKEN_VIDEOS = {
     "a frame that is none": (lambda _: {"video": [picture(8, 8, 0), 3]}, "a picture cannot be a int"),
     "a dict of something else": (lambda _: {"video": {"frames": 3}}, r"a video with the keys \['frames'\]"),
     "a number": (lambda _: {"video": 3}, r"a video of shape \(\)"),
+    "a film of sound": (lambda tmp: sound(tmp / "a.mp4"), "a.mp4' is no video that can be read .it holds no pictures"),
+    "a film without frames": (lambda tmp: write_film(tmp / "a.avi", 0), "it holds no frames"),
+    "a film that is not there": (lambda tmp: {"video": {"path": tmp / "b.mp4", "fps": 2}}, r"b\.mp4' does not exist"),
+    "no frames of a film": (
+        lambda tmp: {"video": {"path": broken(tmp / "a.mp4"), "num_frames": 0}},
+        "one number above 0",
+    ),
+    "two ways to sample": (
+        lambda tmp: {"video": {"path": broken(tmp / "a.mp4"), "num_frames": 4, "fps": 2}},
+        "'num_frames' or 'fps', one",
+    ),
 }
+
+
+def sound(path):
+    with av.open(path, "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.rate = 8000
+        container.mux([*stream.encode(frame), *stream.encode()])
+    return path
 
 
 def broken(path):
