@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from colours import TINY_RECIPE, write_benchmark, write_training_split
-from umarvel_hf.cards import Trained, embedder_card, license_of, list_scores, reranker_card
+from umarvel_hf.cards import Trained, embedder_card, list_scores, reranker_card, told_by_card
 from umarvel_hf.charts import stage_chart
 from umarvel_hf.checkpoint import new_model
 from umarvel_hf.data import MBeir
@@ -117,15 +117,15 @@ def test_use_is_shown_in_three_libraries(model):
 
 def test_the_licence_of_a_base_is_read_and_handed_on(bases, tmp_path):
     base = shutil.copytree(bases("qwen2_vl"), tmp_path / "base")
-    assert license_of(base) is None
+    assert told_by_card(base, "license") is None
     (base / "README.md").write_text("---\nlicense: mit\n---\n\n# Base\n")
-    assert license_of(base) == "mit"
+    assert told_by_card(base, "license") == "mit"
     made = new_model(base, tmp_path / "made")
-    assert license_of(made) == "mit"
+    assert told_by_card(made, "license") == "mit"
     (base / "README.md").write_text("---\nlicense: [odd]\n---\n")
-    assert license_of(base) is None
+    assert told_by_card(base, "license") is None
     (base / "README.md").write_text("---\nlicense: [odd\n---\n")
-    assert license_of(base) is None
+    assert told_by_card(base, "license") is None
 
 
 def test_a_re_rankers_card_tells_what_it_does(tmp_path):

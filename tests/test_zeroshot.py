@@ -96,8 +96,8 @@ ENCODED = {
         (None, {"image": f"{CIRCO_PICTURES}/000000000006.jpg"}),
     ],
     "genecis": [
-        (CHANGE, {"image": "coco/val2017/000000000001.jpg", "text": "30°."}),
-        (CHANGE, {"image": "coco/val2017/000000000001.jpg", "text": "Has “two” 41°."}),
+        (CHANGE, {"image": "genecis/val2017/000000000001.jpg", "text": "30°."}),
+        (CHANGE, {"image": "genecis/val2017/000000000001.jpg", "text": "Has “two” 41°."}),
         (CHANGE, {"image": "genecis/vg/change_attribute/7_0_0.jpg", "text": "Red 10°."}),
         (FOCUS, {"image": "genecis/vg/focus_attribute/7_0_0.jpg", "text": "Red 10°."}),
         (None, {"image": "genecis/vg/focus_attribute/6_0_3.jpg"}),
@@ -145,8 +145,8 @@ ENCODED = {
     ],
     "cc-neg": [(None, {"image": "ccneg/cc3m/00000/0.jpg"}), (None, "a dog, 10°"), (None, "not a dog 50°")],
     "sugarcrepe": [
-        (T2T, {"image": "coco/val2017/000000000001.jpg"}),
-        (None, {"image": "coco/val2017/000000000001.jpg"}),
+        (T2T, {"image": "sugar-crepe/images/val2017/000000000001.jpg"}),
+        (None, {"image": "sugar-crepe/images/val2017/000000000001.jpg"}),
         (None, "a red dog 3°"),
     ],
     "msr-vtt": [(VIDEO, "a dog, at 20°"), (None, {"video": {"path": "msrvtt/videos/video7.mp4", "fps": 2.0}})],

@@ -120,9 +120,9 @@ def genecis(root: Path) -> Angles:
     for name, text in (("change_object", "30°"), ("focus_object", "has “two” 41°")):
         sample = {"reference": objects[1], "target": objects[2], "gallery": [objects[3], objects[4]], "condition": text}
         write(root / f"genecis/annotations/{name}.json", [sample])
-    angles = {f"coco/val2017/{number:012d}.jpg": angle for number, angle in {1: 0, 2: 40, 3: 25, 4: 80}.items()}
+    angles = {f"genecis/val2017/{number:012d}.jpg": angle for number, angle in {1: 0, 2: 40, 3: 25, 4: 80}.items()}
     for name, tied in (("change_attribute", 80), ("focus_attribute", 12)):
-        crops = [{"image_id": str(number)} if number == 9 else {"image_id": number} for number in (7, 8, 7, 6)]
+        crops = [{"image_id": number, "instance_bbox": [0, 0, 9, 9]} for number in (7, "8", 7, 6)]
         sample = {"reference": crops[0], "target": crops[1], "gallery": crops[2:], "condition": "red 10°"}
         write(root / f"genecis/annotations/{name}.json", [sample])
         for crop, angle in enumerate((0, 12, 60, tied)):
@@ -199,7 +199,7 @@ def sugarcrepe(root: Path) -> Angles:
     for part in parts:
         rows = {"add_att": [row, same], "swap_att": [worse], "swap_obj": [row, row, worse, same]}.get(part, [row])
         write(root / f"sugar-crepe/data/{part}.json", {str(at): one for at, one in enumerate(rows)})
-    return show(root, {"coco/val2017/000000000001.jpg": 0})
+    return show(root, {"sugar-crepe/images/val2017/000000000001.jpg": 0})
 
 
 def msr_vtt(root: Path) -> Angles:

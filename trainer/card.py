@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from umarvel_hf.cards import Trained, embedder_card, license_of
+from umarvel_hf.cards import Trained, embedder_card, told_by_card
 from umarvel_hf.charts import stage_chart
 from umarvel_hf.data import MBeir
 from umarvel_hf.emoji.cache import cache_dir
@@ -55,7 +55,7 @@ def finish_model(
         base=recipe.start.model or f"{recipe.name}: a tiny model trained from nothing",
         made_by=command,
         name=recipe.name,
-        license=license_of(last) if recipe.start.model else SHIPPED_LICENSE,
+        license=told_by_card(last, "license") if recipe.start.model else SHIPPED_LICENSE,
         limits=[TRIAL.format(max_steps=max_steps)] if max_steps else [],
         trained=Trained(
             stages=_stages_table(recipe, {record["stage"]: record for record in noted}),

@@ -114,13 +114,13 @@ def list_scores(folder: Path, results: Sequence[EvalResult], table: str) -> None
     card.save(path)
 
 
-def license_of(folder: Path) -> str | None:
-    """The licence that the card in a folder names; None where there is none."""
+def told_by_card(folder: Path, field: str) -> str | None:
+    """What the card in a folder says of a field of the Hub's, such as ``license``; None where it says nothing."""
     path = folder / "README.md"
     if not path.is_file():
         return None
     try:
-        found = ModelCard.load(path, ignore_metadata_errors=True).data.to_dict().get("license")
+        found = ModelCard.load(path, ignore_metadata_errors=True).data.to_dict().get(field)
     except (ValueError, yaml.YAMLError):  # whoever wrote it
         return None
     return found if isinstance(found, str) else None

@@ -13,7 +13,7 @@ from umarvel_hf._torchvision import ensure_torchvision
 ensure_torchvision()
 from transformers import AddedToken, AutoConfig, AutoModel, AutoProcessor, PretrainedConfig, PreTrainedModel
 
-from umarvel_hf.cards import UNTRAINED, embedder_card, license_of
+from umarvel_hf.cards import UNTRAINED, embedder_card, told_by_card
 from umarvel_hf.chat_template import EMB, INSTRUCTION_END, INSTRUCTION_START, control_tokens, make_template
 from umarvel_hf.hub import local_folder, name_of
 from umarvel_hf.modeling.configuration_umarvel import UMarvelConfig
@@ -69,7 +69,11 @@ def new_model(
     processor.chat_template = make_template(processor, generation_prompt=False)
     model = assemble(vlm, ids, positions=positions)
     card = embedder_card(
-        model, base=str(base), made_by=f"umarvel new {name_of(base)}", license=license_of(source), limits=[UNTRAINED]
+        model,
+        base=str(base),
+        made_by=f"umarvel new {name_of(base)}",
+        license=told_by_card(source, "license"),
+        limits=[UNTRAINED],
     )
     write_checkpoint(model, processor, out, card)
     return out

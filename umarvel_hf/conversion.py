@@ -17,7 +17,7 @@ ensure_torchvision()
 from peft import PeftModel
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
-from umarvel_hf.cards import embedder_card, license_of
+from umarvel_hf.cards import embedder_card, told_by_card
 from umarvel_hf.chat_template import INSTRUCTION_END, INSTRUCTION_START, make_template
 from umarvel_hf.checkpoint import (
     ADAPTER_PREFIX,
@@ -183,7 +183,7 @@ class _Source:
 
     def card(self, model: UMarvelModel, made_by: str) -> str:
         """The card of what was made of it."""
-        return embedder_card(model, base=self.named, made_by=made_by, license=license_of(self.folder))
+        return embedder_card(model, base=self.named, made_by=made_by, license=told_by_card(self.folder, "license"))
 
     def report(self, vlm: PreTrainedModel, **found: Any) -> ConversionReport:
         return ConversionReport(

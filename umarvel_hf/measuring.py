@@ -12,9 +12,13 @@ from umarvel_hf.devices import open_encoder
 from umarvel_hf.emoji import DATASETS, benchmark_dir
 from umarvel_hf.evaluation.benchmark import QRELS_FOLDER, RUN_FOLDERS, evaluate_benchmark, evaluate_run
 from umarvel_hf.evaluation.frontier import load_frontier, measure_frontier, save_frontier
+from umarvel_hf.evaluation.overview import read_results
 from umarvel_hf.evaluation.reranked import fit_fusion
 from umarvel_hf.evaluation.results import POOLS, Result
-from umarvel_hf.report import write_report
+from umarvel_hf.evaluation.retrieval import SUITES
+from umarvel_hf.evaluation.suites import ZERO_SHOT
+from umarvel_hf.evaluation.zeroshot import Ranked, rank_suite
+from umarvel_hf.report import write_overview, write_report
 from umarvel_hf.reranking import Fusion, Reranker, load_reranker
 
 MEMORY = 8_000_000_000
@@ -23,13 +27,24 @@ TOP = 50
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`evaluate` found, and the page it wrote; none of a run file."""
+    """What :func:`evaluate` found, and the page it wrote; none of a run file.
 
-    result: Result
-    report: Path | None
+    Args:
+        submission: Where the authors of a set keep the answers: the file to hand in to them, and there is no result.
+    """
+
+    result: Result | None
+    report: Path | None = None
+    submission: Path | None = None
 
     def __str__(self) -> str:
+        if self.result is None:
+            return str(self.submission)
         return self.result.table() + (f"\n\nreport: {self.report.resolve()}" if self.report else "")
+
+    def as_json(self) -> str | dict[str, Any]:
+        """The result, or where the file to hand in is."""
+        return {"submission": self.submission} if self.result is None else self.result.as_json()
 
 
 def evaluate(
@@ -39,7 +54,7 @@ def evaluate(
     data: str | Path | None = None,
     out: str | Path,
     tasks: Sequence[str] | None = None,
-    split: str = "test",
+    split: str | None = None,
     pools: Sequence[str] = POOLS,
     instructions: Literal["first", "seeded", "all"] = "first",
     seed: int = 0,
@@ -63,10 +78,11 @@ def evaluate(
 
     Args:
         model: Folder or Hub id of a checkpoint; None: ``run`` and ``qrels`` are scored.
-        suite: ``m-beir``, or ``emoji``, the embedded benchmark.
-        data: Folder in M-BEIR's layout; None: the embedded benchmark.
+        suite: ``m-beir``, ``emoji``, the embedded benchmark, or a zero-shot set of ``evaluation/suites.py``.
+        data: Folder in M-BEIR's layout, or with the files of the zero-shot sets; None: the embedded benchmark.
         out: Folder of the results and vectors.
-        tasks, split, pools, instructions, seed, gold_modality, baselines, memory, batch_tokens: As in
+        split: None: ``test``, or a zero-shot set's own.
+        tasks, pools, instructions, seed, gold_modality, baselines, memory, batch_tokens: As in
             :func:`umarvel_hf.evaluation.benchmark.evaluate_benchmark`.
         rerank: Folder or Hub id of a ``CrossEncoder`` that judges the best candidates anew.
         top: How many of them; None: 50, or as ``fusion`` says.
@@ -81,7 +97,7 @@ def evaluate(
         ValueError: Arguments contradict each other, or what ``evaluate_benchmark`` refuses.
     """
     _refuse_contradictions(
-        model, run, qrels, suite, data, rerank, top, fusion, frontier, pixels, device,
+        model, run, qrels, suite, data, rerank, top, fusion, frontier, pixels, baselines, device,
         plain=set(pools) == set(POOLS) and instructions == "first" and gold_modality,
     )  # fmt: skip
     out = Path(out)
@@ -90,13 +106,17 @@ def evaluate(
             raise ValueError(f"{out} holds the evaluation of a model; name another --out for the run file.")
         result = evaluate_run(run, qrels)
         result.save(out / "result.json")
-        return Evaluation(result, None)
-    benchmark = MBeir(data or benchmark_dir())
+        return Evaluation(result)
+    told = {"model": str(model), "command": command}
+    benchmark = MBeir(data or benchmark_dir()) if suite not in ZERO_SHOT else None
     with open_encoder(str(model), device, dtype, batch_tokens) as (encoder, tokens):
         common: dict[str, Any] = {
             "suite": suite, "tasks": tasks, "vectors": out / "vectors", "memory": memory, "batch_tokens": tokens,
             "show_progress": show_progress,
         }  # fmt: skip
+        if benchmark is None:
+            return _zero_shot(rank_suite(encoder, root=str(data), split=split, **common), out, told)
+        split = "test" if split is None else split
         reranker, weight = None, None
         if rerank is not None:
             reranker = load_reranker(rerank)
@@ -106,42 +126,75 @@ def evaluate(
         result = evaluate_benchmark(
             encoder, benchmark, split=split, pools=pools, instructions=instructions, seed=seed,
             gold_modality=gold_modality, baselines=baselines, reranker=reranker, fusion=weight, runs=out / "runs",
-            settings={"model": str(model), "command": command}, **common,
+            settings=told, **common,
         )  # fmt: skip
         for stale in ("fusion.json", "frontier.json"):
             (out / stale).unlink(missing_ok=True)
         if weight is not None:
             weight.save(out / "fusion.json")
-        result.save(out / "result.json")
-        (out / "table.txt").write_text(result.table() + "\n", encoding="utf-8")
+        _save(result, out)
         if frontier:
             points = measure_frontier(encoder, benchmark, split=split, max_pixels=pixels, **common)
             save_frontier(points, out / "frontier.json")
-    return Evaluation(result, report(out, data=benchmark.root))
+    return Evaluation(result, report([out], data=benchmark.root))
 
 
 def report(
-    result: str | Path, *, data: str | Path | None = None, out: str | Path | None = None, card: str | Path | None = None
+    results: Sequence[str | Path],
+    *,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    card: str | Path | None = None,
 ) -> Path:
-    """Write the page of an evaluation, and its scores into a model card.
+    """Write a page of results, and their scores into a model card.
+
+    One evaluation in M-BEIR's layout gets the page that shows all of it; anything else one that sets results side by
+    side, beside what papers print.
 
     Args:
-        result: Folder of an evaluation, or its ``result.json``.
-        data: The data evaluated on; None: where they were. The page shows pictures only where they are found.
-        out: HTML file to write; None: ``report.html`` in the folder.
-        card: Folder of the checkpoint that was evaluated, whose card shall tell its scores.
+        results: Folders of evaluations, their ``result.json``, or results of mteb: a JSON file, or a folder of them.
+        data: The data evaluated on; None: where they were. The page of one evaluation shows pictures only where they
+            are found.
+        out: HTML file to write; None: ``report.html`` in the folder of the one evaluation, or ``umarvel-results.html``.
+        card: Folder of the checkpoint that was evaluated, whose card shall tell the scores.
 
     Raises:
-        ValueError, FileNotFoundError: There is no result, or a given ``data`` is no folder.
+        ValueError, FileNotFoundError: There is no result, two are of one model and task, or a given ``data`` is no
+            folder, or there is nothing to show of it.
     """
-    found, path = Result.load(result), Path(result)
+    measured = read_results(results)
+    alone = len(measured.results) == 1 and not measured.mteb
+    detailed = alone and measured.results[0][1].suite not in ZERO_SHOT
+    if data is not None and not detailed:
+        raise ValueError("--data are shown on the page of one evaluation in M-BEIR's layout; leave them out.")
+    if card is not None:
+        found = [result for _, result in measured.results]
+        listed = [one for result in found for one in result.listed()]
+        list_scores(Path(card), listed, "\n\n".join(result.table() for result in found))
+    if not alone:
+        return write_overview(measured, Path(out or "umarvel-results.html"))
+    ((path, result),) = measured.results
     folder = path if path.is_dir() else path.parent
-    root = data or found.settings.get("data")
+    page = Path(out or folder / "report.html")
+    if not detailed:
+        return write_overview(measured, page)
+    root = data or result.settings.get("data")
     points = load_frontier(folder / "frontier.json") if (folder / "frontier.json").is_file() else None
     benchmark = MBeir(root) if root and (data or Path(root).is_dir()) else None
-    if card is not None:
-        list_scores(Path(card), found.listed(), found.table())
-    return write_report(found, benchmark, Path(out or folder / "report.html"), descriptions=DATASETS, frontier=points)
+    return write_report(result, benchmark, page, descriptions=DATASETS, frontier=points)
+
+
+def _zero_shot(ranked: Ranked, out: Path, settings: dict[str, str]) -> Evaluation:
+    if ranked.hidden:
+        return Evaluation(None, submission=ranked.save_submission(out / "submission.json"))
+    result = ranked.measure(settings)
+    _save(result, out)
+    return Evaluation(result, report([out]))
+
+
+def _save(result: Result, out: Path) -> None:
+    result.save(out / "result.json")
+    (out / "table.txt").write_text(result.table() + "\n", encoding="utf-8")
 
 
 def _weight(
@@ -156,10 +209,15 @@ def _weight(
 
 def _refuse_contradictions(
     model: Any, run: Any, qrels: Any, suite: str, data: Any, rerank: Any, top: Any, fusion: Any, frontier: bool,
-    pixels: Any, device: Sequence[str] | None, *, plain: bool,
+    pixels: Any, baselines: bool | None, device: Sequence[str] | None, *, plain: bool,
 ) -> None:  # fmt: skip
-    devices = len(device or ())
+    devices, benchmarks = len(device or ()), suite not in ZERO_SHOT
+    layout = "in M-BEIR's layout" if benchmarks else "that holds the files of the zero-shot sets"
     for wrong, told in (
+        (
+            suite not in (*SUITES, *ZERO_SHOT),
+            f"suite is {suite!r}; choose one of {', '.join((*SUITES, *ZERO_SHOT))}.",
+        ),
         (
             (model is None) == (run is None) or (run is None) != (qrels is None),
             "give a model, or --run and --qrels to score a TREC run file; not both.",
@@ -177,7 +235,12 @@ def _refuse_contradictions(
         (pixels is not None and not frontier, "--pixels are limits that --frontier tries; give --frontier, too."),
         (
             run is None and data is None and suite != "emoji",
-            f"--suite {suite} needs --data, a folder in M-BEIR's layout.",
+            f"--suite {suite} needs --data, a folder {layout}.",
+        ),
+        (
+            not benchmarks and (rerank is not None or frontier or bool(baselines) or not plain),
+            f"--suite {suite} has one pool and one prompt a task, and no re-ranker, baselines or frontier; leave "
+            "those options out.",
         ),
     ):
         if wrong:

@@ -1,4 +1,4 @@
-"""One self-contained HTML page from an evaluation's result: no script, no font and no picture from anywhere else."""
+"""Self-contained HTML pages from results: no script, no font and no picture from anywhere else."""
 
 import base64
 import hashlib
@@ -20,6 +20,7 @@ from umarvel_hf.charts import Mark
 from umarvel_hf.data import Candidate, MBeir, Query
 from umarvel_hf.evaluation import results
 from umarvel_hf.evaluation.frontier import FrontierPoint, pareto
+from umarvel_hf.evaluation.overview import Measured, sections
 from umarvel_hf.evaluation.published import published
 from umarvel_hf.evaluation.results import MODEL, RERANKED, WRONG_MODALITY, Result, TaskResult
 from umarvel_hf.evaluation.retrieval import Prompting
@@ -76,15 +77,9 @@ def write_report(
         ValueError: ``benchmark`` has not the queries and candidates that were evaluated.
         FileNotFoundError: It lacks a file of the layout.
     """
-    template = files("umarvel_hf").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f}"
-    environment.filters["signed"] = _signed
-    environment.globals |= {
-        "shapes": charts.SHAPES, "marks": VERDICT_MARKS, "model": MODEL, "reranked": RERANKED, "wrong": WRONG_MODALITY,
-        "short_metric": results.short_metric, "short_type": results.short_type, "mbeir_tasks": results.MBEIR_TASKS,
-    }  # fmt: skip
-    page = environment.from_string(template).render(
+    return _write_page(
+        "report.html.j2",
+        out,
         result=result,
         descriptions=descriptions or {},
         interval=interval,
@@ -99,10 +94,43 @@ def write_report(
         frontier_charts=_frontier_charts(frontier) if frontier else {},
         examples=_examples(result, benchmark) if benchmark and result.suite != "trec" else None,
     )
-    out = Path(out)
-    with whole_file(out) as file:
+
+
+def write_overview(measured: Measured, out: str | Path) -> Path:
+    """Write the page of several results, one HTML file that needs no other; rows of papers stand apart from ours.
+
+    Args:
+        measured: As :func:`umarvel_hf.evaluation.overview.read_results` gives them.
+        out: The HTML file to write.
+
+    Returns:
+        ``out``.
+    """
+    tables = sections(measured)
+    models = dict.fromkeys(row.model for one in tables for row in one.measured)
+    return _write_page(
+        "overview.html.j2", out, sections=tables, models=models, results=measured.results, mteb=measured.mteb
+    )
+
+
+def _write_page(template: str, out: str | Path, **content: Any) -> Path:
+    """Fill a template of the package, with its style."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f}"
+    environment.filters["signed"] = _signed
+    environment.globals |= {
+        "shapes": charts.SHAPES, "marks": VERDICT_MARKS, "model": MODEL, "reranked": RERANKED, "wrong": WRONG_MODALITY,
+        "short_metric": results.short_metric, "short_type": results.short_type, "mbeir_tasks": results.MBEIR_TASKS,
+        "style": Markup(_text("report.css")),
+    }  # fmt: skip
+    page = environment.from_string(_text(template)).render(content)
+    with whole_file(Path(out)) as file:
         file.write(page.encode())
-    return out
+    return Path(out)
+
+
+def _text(name: str) -> str:
+    return files("umarvel_hf").joinpath(name).read_text(encoding="utf-8")
 
 
 def picture(path: Path) -> str:

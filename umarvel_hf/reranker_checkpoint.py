@@ -15,7 +15,7 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
 
-from umarvel_hf.cards import license_of, reranker_card
+from umarvel_hf.cards import reranker_card, told_by_card
 from umarvel_hf.chat_template import control_tokens, data_of, read_markers, with_data
 from umarvel_hf.checkpoint import empty_folder, limit_pixels, load_processor
 from umarvel_hf.exporting import language_model
@@ -52,7 +52,7 @@ def new_reranker(src: str | Path, out: str | Path, *, max_pixels: int | None = N
         FileNotFoundError, PermissionError, ConnectionError: As in :func:`umarvel_hf.hub.local_folder`.
     """
     out, source = empty_folder(out), local_folder(src)
-    card = reranker_card(base=str(src), license=license_of(source))
+    card = reranker_card(base=str(src), license=told_by_card(source, "license"))
     processor = load_processor(source)
     if "default_instruction" in data_of(processor.chat_template or ""):
         raise ValueError(

@@ -13,7 +13,13 @@ from umarvel_hf.cli.options import BatchTokens, Data, Device, Dtype, Memory, Nam
 def evaluate(
     *,
     model: Annotated[str | None, typer.Argument(help="Folder or Hub id of a checkpoint.")] = None,
-    suite: Annotated[str, typer.Option(help="m-beir, or emoji, the embedded benchmark.")] = "emoji",
+    suite: Annotated[
+        str,
+        typer.Option(
+            help="emoji, the embedded benchmark; m-beir; or a zero-shot set: flickr30k, coco5k, sharegpt4v, urban1k, "
+            "circo, genecis, visdial, vist, mt-fashioniq, cc-neg, sugarcrepe, msr-vtt, msvd, mmeb."
+        ),
+    ] = "emoji",
     data: Data = None,
     out: Annotated[
         Path, typer.Option(help="Folder of the results and vectors; the same command again goes on there.")
@@ -21,7 +27,9 @@ def evaluate(
     tasks: Annotated[
         Names | None, typer.Option(parser=Names, metavar="TASK,…", help="Such as mscoco_task0 (default: all).")
     ] = None,
-    split: Annotated[str, typer.Option(help="Whose queries.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="Whose queries (default: test, or the one that a zero-shot set has).")
+    ] = None,
     pools: Annotated[
         PoolNames, typer.Option(parser=PoolNames, metavar="NAME,…", help="local, union or both.")
     ] = "local,union",  # type: ignore[assignment]
@@ -68,7 +76,7 @@ def evaluate(
         qrels=qrels, frontier=frontier, pixels=pixels, memory=memory, batch_tokens=batch_tokens, device=device,
         dtype=dtype, command=COMMAND.get(), show_progress=True,
     )  # fmt: skip
-    return Told(str(done), done.result.as_json())
+    return Told(str(done), done.as_json())
 
 
 @verb("umarvel compare run-a run-b --pool union --plot difference.svg")
@@ -106,20 +114,28 @@ def audit(
     return Told(found.text(), found.as_json(), 0 if found.sound else 1)
 
 
-@verb("umarvel report run-a")
+@verb("umarvel report run-a run-b --out results.html")
 def report(
     *,
-    result: Annotated[Path, typer.Argument(help="Folder of an evaluation, or its result.json.")],
+    results: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders of evaluations, their result.json, or results of mteb: JSON files or their folder."
+        ),
+    ],
     data: Annotated[Path | None, typer.Option(help="The data evaluated on (default: where they were).")] = None,
-    out: Annotated[Path | None, typer.Option(help="HTML file to write (default: report.html in the folder).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="HTML file to write (default: report.html in the one folder, else umarvel-results.html)."),
+    ] = None,
     card: Annotated[
         Path | None, typer.Option(help="Folder of the checkpoint that was evaluated: its card shall tell the scores.")
     ] = None,
 ) -> Told:
-    """Write report.html from the folder of an evaluation, and its scores into a model card."""
+    """Write the page of an evaluation, or one of several results beside each other and what papers print."""
     from umarvel_hf.measuring import report as write
 
-    page = write(result, data=data, out=out, card=card)
+    page = write(results, data=data, out=out, card=card)
     return Told(str(page), {"report": page})
 
 

@@ -44,6 +44,20 @@ MBEIR_TASKS = {
     Task("infoseek", 8): 5,
 }
 
+# The names under which mteb has them.
+MTEB_NAMES = dict(
+    zip(
+        (
+            "VisualNewsT2IRetrieval", "MSCOCOT2IRetrieval", "Fashion200kT2IRetrieval", "WebQAT2TRetrieval",
+            "EDIST2ITRetrieval", "WebQAT2ITRetrieval", "VisualNewsI2TRetrieval", "MSCOCOI2TRetrieval",
+            "Fashion200kI2TRetrieval", "NIGHTSI2IRetrieval", "OVENIT2TRetrieval", "InfoSeekIT2TRetrieval",
+            "FashionIQIT2IRetrieval", "CIRRIT2IRetrieval", "OVENIT2ITRetrieval", "InfoSeekIT2ITRetrieval",
+        ),
+        MBEIR_TASKS,
+        strict=True,
+    )
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class PoolScore:

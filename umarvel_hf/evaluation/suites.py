@@ -44,7 +44,6 @@ STORY = (
     "I will provide you with a series of images and captions from a story, and I need you to retrieve the image "
     "corresponding to the last caption."
 )
-COCO_PICTURE = "coco/val2017/{val_image_id:012d}.jpg"
 CCNEG_LAST = 40_000  # entries of the file that are the test set
 VIST_KINDS = ("jpg", "png", "gif")
 FASHIONIQ_PICTURE = "M-BEIR/mbeir_images/fashioniq_images/{}.jpg"
@@ -196,9 +195,9 @@ def _compositions(path: Path) -> Iterator[Record]:
 
 def _genecis(name: str, instruction: str) -> SuiteTask:
     """A task of GeneCIS; those of attributes show crops, whose files are numbered within their sample."""
-    picture, kind = COCO_PICTURE, {"val_image_id": int}
+    picture, kind = "genecis/val2017/{val_image_id:012d}.jpg", dict[str, Schema](val_image_id=int)
     if name.endswith("attribute"):
-        picture, kind = "genecis/vg/" + name + "/{image_id}_{sample}_{crop}.jpg", {"image_id": int}
+        picture, kind = "genecis/vg/" + name + "/{image_id}_{sample}_{crop}.jpg", {"image_id": object}
 
     def fields(number: int, value: Any) -> dict[str, Any]:
         shown = [value["reference"], value["target"], *value["gallery"]]
@@ -303,7 +302,7 @@ def _sugarcrepe(part: str) -> SuiteTask:
     schema = {"filename": str, "caption": str, "negative_caption": str}
     source = Source(f"sugar-crepe/data/{part}.json", json_records(), schema, fields)
     asked = CAPTION_OF if part in SUGARCREPE[:4] else ""  # as the reference has it, for whatever reason
-    query = Shape(image="coco/val2017/{filename}", instruction=asked)
+    query = Shape(image="sugar-crepe/images/val2017/{filename}", instruction=asked)
     return SuiteTask(part, "image → text", source, query, Shape(text="{text}"), "choice", ACCURACY)
 
 

@@ -1,0 +1,275 @@
+"""Results of one or several models side by side: M-BEIR, zero-shot sets, mteb; what papers print stands apart."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from umarvel_hf.evaluation.published import Published, PublishedRow, published, published_zero_shot
+from umarvel_hf.evaluation.results import (
+    MBEIR_TASKS,
+    MODEL,
+    MTEB_NAMES,
+    POOLS,
+    RERANKED,
+    Result,
+    own_metric,
+    short_type,
+)
+from umarvel_hf.evaluation.suites import ZERO_SHOT
+
+UNNAMED = "model without a name"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A task or a mean over tasks: what heads it, and by which metric."""
+
+    key: Any
+    title: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model: percent by the key of a column; what was not measured is not there."""
+
+    model: str
+    reranked: bool
+    scores: dict[Any, float]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table: rows that were measured here, and, apart from them, those that papers print."""
+
+    title: str
+    columns: list[Column]
+    measured: list[Row]
+    published: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class MtebScores:
+    """One task as mteb measured it: means over its subsets, from 0 to 1, by metric."""
+
+    model: str
+    task: str
+    split: str
+    scores: dict[str, float]
+    main: float
+    path: Path
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was given: evaluations with the paths they were read from, and tasks of mteb."""
+
+    results: list[tuple[Path, Result]]
+    mteb: list[MtebScores]
+
+
+def read_results(paths: Sequence[str | Path]) -> Measured:
+    """Read evaluations and results of mteb.
+
+    Args:
+        paths: Each the folder of an evaluation, its ``result.json``, a JSON file of mteb, or a folder with such files
+            at any depth, such as mteb's cache.
+
+    Raises:
+        FileNotFoundError: There is nothing, or a folder holds neither.
+        ValueError: A file is neither, or a model has two results of one task.
+    """
+    results, mteb = [], []
+    for path in map(Path, paths):
+        if path.is_dir() and not (path / "result.json").is_file():
+            found = [one for file in sorted(path.rglob("*.json")) if (one := _mteb_scores(file)) is not None]
+            if not found:
+                raise FileNotFoundError(f"{path} holds neither result.json nor results of mteb. Name another folder.")
+            mteb += found
+        elif path.is_file() and (one := _mteb_scores(path)) is not None:
+            mteb.append(one)
+        else:
+            results.append((path, Result.load(path)))
+    _refuse_twice(
+        [(path, _name(result), f"{result.suite} {task.name}") for path, result in results for task in result.tasks]
+        + [(one.path, one.model, f"{one.task} of mteb") for one in mteb]
+    )
+    return Measured(results, mteb)
+
+
+def sections(measured: Measured) -> list[Section]:
+    """The tables, only those with something measured in them: M-BEIR by pool, zero-shot sets, others, mteb."""
+    results = [result for _, result in measured.results]
+    made = [
+        *(_mbeir([one for one in results if one.suite == "m-beir" and pool in one.pools], pool) for pool in POOLS),
+        *_zero_shot([one for one in results if one.suite in ZERO_SHOT]),
+        *(
+            _others([one for one in results if one.suite == suite], suite)
+            for suite in dict.fromkeys(one.suite for one in results)
+            if suite != "m-beir" and suite not in ZERO_SHOT
+        ),
+        _mteb(measured.mteb),
+    ]
+    return [one for one in made if one.measured]
+
+
+def _mbeir(results: Sequence[Result], pool: str) -> Section:
+    told = published()
+    columns = [Column("average", "average", "mean of 16")]
+    columns += [Column(one.name, f"{one.dataset} {short_type(one.type)}", own_metric(one)) for one in MBEIR_TASKS]
+    rows = []
+    for result in results:
+        for system in (MODEL, RERANKED):
+            if system in result.systems:
+                scores = {task.name: 100 * task.rate(system, pool) for task in result.tasks}
+                if not result.missing:
+                    scores["average"] = 100 * result.mean("M-BEIR", system, pool)
+                rows.append(Row(_name(result), system == RERANKED, scores))
+    printed = [Row(one.model, one.reranked, {**one.scores, "average": one.average or 0.0}) for one in told.rows[pool]]
+    notes = [told.about, *told.notes, *_other_splits(results, "test")]
+    return Section(f"M-BEIR, {pool} pool{'s' if pool == 'local' else ''}", columns, _joined(rows), printed, notes)
+
+
+def _zero_shot(results: Sequence[Result]) -> Iterator[Section]:
+    """Text and images, then text and video: the columns of the papers, then whatever else was measured."""
+    rows = _joined([Row(_name(result), False, dict(_zero_shot_scores(result))) for result in results])
+    for kind, title in (("image", "Zero-shot, text and images"), ("video", "Zero-shot, text and video")):
+        told: Published = published_zero_shot(kind)
+        own = [
+            one
+            for one in dict.fromkeys(key for row in rows for key in row.scores)
+            if _is_video(one[0]) == (kind == "video")
+        ]
+        keys = [one for one in told.columns if one in own] + [one for one in own if one not in told.columns]
+        printed = [Row(one.model, one.reranked, one.scores) for one in told.rows[kind] if _any(one, keys)]
+        shown = [Row(row.model, False, {key: row.scores[key] for key in keys if key in row.scores}) for row in rows]
+        notes = [told.about, *told.notes] if printed else []
+        yield Section(
+            title, [Column(key, _zero_shot_title(key), key[2]) for key in keys], [row for row in shown if row.scores],
+            printed, notes,
+        )  # fmt: skip
+
+
+def _zero_shot_scores(result: Result) -> Iterator[tuple[tuple[str, str, str], float]]:
+    """By set, task or mean, and metric, in percent. A mean stands for its tasks, where none of them is missing."""
+    pool, means = result.pools[0], ZERO_SHOT[result.suite].means
+    whole = {name: tasks for name, tasks in result.groups.items() if len(tasks) == len(means.get(name, tasks))}
+    covered = {task.name for tasks in whole.values() for task in tasks}
+    for name in whole:
+        for metric in _reported(result, name):
+            yield (result.suite, name, metric), 100 * result.mean(name, MODEL, pool, metric)
+    for task in result.tasks:
+        if task.name not in covered:
+            yield (result.suite, task.name, task.metric), 100 * task.rate(MODEL, pool)
+
+
+def _reported(result: Result, name: str) -> list[str]:
+    """The metrics that papers print of it; where they print none, its first."""
+    printed = [column for kind in ("image", "video") for column in published_zero_shot(kind).columns]
+    found = [metric for suite, group, metric in printed if (suite, group) == (result.suite, name)]
+    return found or [result.groups[name][0].metric]
+
+
+def _zero_shot_title(key: tuple[str, str, str]) -> str:
+    suite, name, _ = key
+    types = {f"{suite}_{task.part}": task for task in ZERO_SHOT[suite].tasks if task.part}
+    title = ZERO_SHOT[suite].title
+    if name not in types:
+        return title if name in (suite, title) else f"{title} {name}"
+    part = types[name].part
+    return f"{title} {short_type(types[name].type) if part in ('t2i', 'i2t') else part}"
+
+
+def _is_video(suite: str) -> bool:
+    return any(task.candidate.video for task in ZERO_SHOT[suite].tasks)
+
+
+def _any(row: PublishedRow, keys: Sequence[Any]) -> bool:
+    return any(key in row.scores for key in keys)
+
+
+def _others(results: Sequence[Result], suite: str) -> Section:
+    """The means of a benchmark that no paper has, by pool."""
+    columns: dict[Any, Column] = {}
+    rows = []
+    for result in results:
+        for system in (MODEL, RERANKED):
+            if system not in result.systems:
+                continue
+            scores = {}
+            for group, tasks in result.groups.items():
+                for pool in result.pools:
+                    columns[group, pool] = Column((group, pool), f"{group}, {pool}", f"mean of {len(tasks)}")
+                    scores[group, pool] = 100 * result.mean(group, system, pool)
+            rows.append(Row(_name(result), system == RERANKED, scores))
+    titles = {"emoji": "Embedded benchmark", "trec": "Run files"}
+    return Section(titles.get(suite, suite), list(columns.values()), _joined(rows))
+
+
+def _mteb(scores: Sequence[MtebScores]) -> Section:
+    columns, rows = dict[str, Column](), []
+    for one in scores:
+        metric = "main_score"
+        if one.task in MTEB_NAMES:
+            metric = own_metric(MTEB_NAMES[one.task]).replace("hit@", "hit_rate_at_")
+        value = one.main if metric == "main_score" else one.scores.get(metric)
+        if value is None:
+            raise ValueError(f"{one.path} has no {metric}; it has {', '.join(sorted(one.scores))}. Evaluate again.")
+        columns[one.task] = Column(one.task, one.task, metric)
+        rows.append(Row(one.model, False, {one.task: 100 * value}))
+    return Section("mteb", list(columns.values()), _joined(rows))
+
+
+def _joined(rows: Sequence[Row]) -> list[Row]:
+    """One row a model."""
+    joined: dict[tuple[str, bool], dict[Any, float]] = {}
+    for row in rows:
+        joined.setdefault((row.model, row.reranked), {}).update(row.scores)
+    return [Row(model, reranked, scores) for (model, reranked), scores in joined.items()]
+
+
+def _other_splits(results: Sequence[Result], printed: str) -> list[str]:
+    return [
+        f"{_name(one)} was measured on split {one.settings['split']}, the rows of papers are of {printed}."
+        for one in results
+        if one.settings.get("split") not in (printed, None)
+    ]
+
+
+def _name(result: Result) -> str:
+    return result.settings.get("model") or result.settings.get("run") or UNNAMED
+
+
+def _mteb_scores(path: Path) -> MtebScores | None:
+    """A task's file of mteb; None for any other JSON."""
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    if not isinstance(saved, dict) or not {"task_name", "scores", "mteb_version"} <= saved.keys():
+        return None
+    splits = saved["scores"]
+    split = "test" if "test" in splits else next(iter(splits), "")
+    subsets = splits.get(split) or [{}]
+    numbers = [{name: one for name, one in subset.items() if isinstance(one, int | float)} for subset in subsets]
+    if any("main_score" not in one for one in numbers):
+        raise ValueError(f"{path} has no main_score for split {split!r}. Evaluate again.")
+    shared = [name for name in numbers[0] if all(name in one for one in numbers)]
+    means = {name: sum(one[name] for one in numbers) / len(numbers) for name in shared}
+    meta = path.with_name("model_meta.json")
+    told = json.loads(meta.read_text(encoding="utf-8")) if meta.is_file() else {}
+    return MtebScores(told.get("name") or UNNAMED, saved["task_name"], split, means, means["main_score"], path)
+
+
+def _refuse_twice(found: Sequence[tuple[Path, str, str]]) -> None:
+    first: dict[tuple[str, str], Path] = {}
+    for path, model, task in found:
+        if (model, task) in first:
+            raise ValueError(
+                f"{path} and {first[model, task]} both measured {model} on {task}. Leave one out, or name the models "
+                "apart."
+            )
+        first[model, task] = path
