@@ -40,6 +40,7 @@ from umarvel_hf.mining import mine, mine_benchmark
 from umarvel_hf.reranker_checkpoint import new_reranker
 from umarvel_hf.searching import encode_collection, rerank, search
 from umarvel_hf.trainer.run import train
+from zero_shot import WRITERS
 
 VERBS = (
     *("demo", "data", "new", "convert", "export", "push", "doctor", "encode", "index", "search", "rerank", "train"),
@@ -312,6 +313,41 @@ def test_every_verb_starts_in_a_process_of_its_own(tmp_path):
         assert done.returncode == 0, f"{module}\n{done.stderr}"
 
 
+def test_evaluate_measures_a_zero_shot_set(umarvel, refused, checkpoint, tmp_path):
+    WRITERS["circo"](tmp_path)
+    WRITERS["genecis"](tmp_path)
+    command = ("evaluate", checkpoint, "--data", tmp_path, "--suite")
+    printed = umarvel(*command, "circo", "--out", tmp_path / "circo-val")
+    assert printed.splitlines()[-1] == f"report: {tmp_path / 'circo-val/report.html'}"
+    result = Result.load(tmp_path / "circo-val")
+    assert (result.suite, result.settings["split"], result.settings["model"]) == ("circo", "val", str(checkpoint))
+    assert (tmp_path / "circo-val/table.txt").read_text() == result.table() + "\n"
+    told = json.loads(umarvel(*command, "circo", "--split", "test", "--out", tmp_path / "circo-test", "--json"))
+    submission = json.loads(Path(told["submission"]).read_text())
+    assert [sorted(found) for found in submission.values()] == [[1, 2, 3, 4, 5, 6]] * 3
+    umarvel(*command, "genecis", "--tasks", "genecis_focus_object", "--out", tmp_path / "genecis-val")
+    assert Result.load(tmp_path / "genecis-val").missing[0] == "genecis_change_object"
+    page = umarvel("report", tmp_path / "circo-val", tmp_path / "genecis-val", "--out", tmp_path / "page.html").strip()
+    assert "GeneCIS focus_object" in Path(page).read_text() and "▶ " in Path(page).read_text()
+    assert umarvel("report", tmp_path / "circo-val").strip() == str(tmp_path / "circo-val/report.html")
+    assert umarvel("report", tmp_path / "circo-val", tmp_path / "genecis-val").strip() == "umarvel-results.html"
+    assert "genecis_focus_object" in umarvel("compare", tmp_path / "genecis-val", tmp_path / "genecis-val")
+
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    umarvel("report", tmp_path / "circo-val", tmp_path / "genecis-val", "--card", copy)
+    card = (copy / "README.md").read_text()
+    assert "circo " in card and "genecis_focus_object" in card and "capped_map@5, local pool" in card
+
+    out = (*command, "circo", "--out", tmp_path / "out")
+    for options in (["--rerank", "r"], ["--frontier"], ["--baselines"], ["--pools", "local"]):
+        assert "leave those options out" in refused(*out, *options)
+    assert "needs --data, a folder that holds the files" in refused("evaluate", checkpoint, "--suite", "circo")
+    assert "split is 'train'; circo has val and test" in refused(*out, "--split", "train")
+    assert "flickr_text.json does not exist" in refused(*command, "flickr30k", "--out", tmp_path / "out")
+    assert "leave them out" in refused("report", tmp_path / "circo-val", "--data", tmp_path)
+    assert "is given twice" in refused("report", tmp_path / "circo-val", tmp_path / "circo-val")
+
+
 def test_evaluate_scores_a_run_file(umarvel, refused, evaluated, tmp_path):
     run, qrels = evaluated / "runs/local/plain_task0.txt", evaluated / "runs/qrels/plain_task0.txt"
     printed = umarvel("evaluate", "--run", run, "--qrels", qrels, "--out", tmp_path / "scored")
@@ -529,7 +565,7 @@ def test_the_examples_of_the_help_run(desk):
         assert (there / made / "model.safetensors").is_file()
     shutil.copytree(there / "run-a", there / "run-b")
     desk(AFTER)
-    assert (there / "difference.svg").is_file() and (there / "run-a/report.html").is_file()
+    assert (there / "difference.svg").is_file() and "(run-b)" in (there / "results.html").read_text()
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from mteb.results import TaskResult as MtebResult
 from mteb.types import PromptType
 from PIL import Image as Picture
 
-from umarvel_hf.data import TASK_TYPES, MBeir
+from umarvel_hf.data import CANDIDATE_MODALITY, TASK_TYPES, MBeir
 from umarvel_hf.emoji import benchmark_dir, model_dir
 from umarvel_hf.encoding import encode, load
 from umarvel_hf.evaluation.benchmark import evaluate_benchmark
@@ -38,10 +38,11 @@ NAMES = {
 }
 
 
-def metadata(name, kind, category, modalities, score, prompt=None):
+def metadata_of(name, kind, category, modalities, score, prompt=None):
     return TaskMetadata(
         name=name, description="small", dataset={"path": "local", "revision": "1"}, type=kind, category=category,
-        modalities=modalities, eval_splits=["test"], eval_langs=["eng-Latn"], main_score=score, prompt=prompt,
+        modalities=modalities, eval_splits=["test"], eval_langs=["eng-Latn"], main_score=score,
+        prompt=prompt and {"query": prompt},
     )  # fmt: skip
 
 
@@ -90,22 +91,20 @@ def records(root, path, names):
     return table.cast_column("image", Image()) if "image" in table.column_names else table
 
 
+def category(words):
+    """As mteb writes it: ``it2t`` for ``image+text → text``."""
+    return "2".join("".join(kind[0] for kind in side.split("+")) for side in words.split(" → "))
+
+
 def as_mteb(root, task):
     """A task of a folder in M-BEIR's layout, unchanged, as one of mteb's."""
     benchmark, name = MBeir(root), f"mbeir_{task.name}"
     query = benchmark.queries(task, "test")[0]
-    kinds = task.type.split(" → ")
-    prompt = benchmark.prompts(query, kinds[1].replace("+", ","))[0]
-    category = "2".join("".join(kind[0] for kind in kinds_.split("+")) for kinds_ in kinds)
+    prompt = benchmark.prompts(query, CANDIDATE_MODALITY[task.task_id])[0].rstrip(".")
 
     class Local(AbsTaskRetrieval):
-        metadata = globals()["metadata"](
-            NAMES[task.type],
-            "Any2AnyRetrieval",
-            category,
-            ["text", "image"],
-            "ndcg_at_10",
-            {"query": prompt.rstrip(".")},
+        metadata = metadata_of(
+            NAMES[task.type], "Any2AnyRetrieval", category(task.type), ["text", "image"], "ndcg_at_10", prompt
         )
 
         def load_data(self, num_proc=None, **_):
@@ -156,7 +155,7 @@ def squares(count):
 
 
 class Colours(AbsTaskClassification):
-    metadata = metadata("LocalColours", "ImageClassification", "i2c", ["image"], "accuracy")
+    metadata = metadata_of("LocalColours", "ImageClassification", "i2c", ["image"], "accuracy")
     input_column_name = "image"
     samples_per_label = 4
 
@@ -168,7 +167,7 @@ class Colours(AbsTaskClassification):
 
 
 class Words(AbsTaskClassification):
-    metadata = metadata("LocalWords", "Classification", "t2c", ["text"], "accuracy")
+    metadata = metadata_of("LocalWords", "Classification", "t2c", ["text"], "accuracy")
     samples_per_label = 4
 
     def load_data(self, num_proc=None, **_):
@@ -179,7 +178,7 @@ class Words(AbsTaskClassification):
 
 
 class Pairs(AbsTaskPairClassification):
-    metadata = metadata("LocalPairs", "PairClassification", "t2t", ["text"], "max_ap")
+    metadata = metadata_of("LocalPairs", "PairClassification", "t2t", ["text"], "max_ap")
 
     def load_data(self, num_proc=None, **_):
         first = ["a red heart", "a red heart", "a grey cat", "a grey cat"]
@@ -190,7 +189,7 @@ class Pairs(AbsTaskPairClassification):
 
 
 class PicturesAndWords(AbsTaskImageTextPairClassification):
-    metadata = metadata("LocalPicturesAndWords", "Compositionality", "i2t", ["text", "image"], "text_acc")
+    metadata = metadata_of("LocalPicturesAndWords", "Compositionality", "i2t", ["text", "image"], "text_acc")
     images_column_names = "image"
     texts_column_names = ["right", "wrong"]
 
@@ -221,16 +220,15 @@ def test_the_model_says_all_that_mteb_asks(encoder):
     missing = {name for name, value in meta.to_dict().items() if value is None}
     # Nothing is known of these for this folder; the rest concerns other kinds of models.
     assert missing == {
-        "release_date", "public_training_code", "license", "reference", "adapted_from", "superseded_by", "citation", "contacts",
-        "experiment_kwargs", "output_dtypes", "extra_requirements_groups", "n_active_parameters_override",
+        "release_date", "public_training_code", "license", "reference", "adapted_from", "superseded_by", "citation",
+        "contacts", "experiment_kwargs", "output_dtypes", "extra_requirements_groups", "n_active_parameters_override",
     }  # fmt: skip
 
 
 def test_every_task_of_mteb_from_mbeir_is_known():
     known = {task.metadata.name: task.metadata for task in mteb.get_tasks(task_types=["Any2AnyRetrieval"])}
     for name, task in MTEB_NAMES.items():
-        asked, wanted = ("".join(kind[0] for kind in words.split("+")) for words in task.type.split(" → "))
-        assert known[name].category == f"{asked}2{wanted}", name
+        assert known[name].category == category(task.type), name
         assert task.dataset in name.lower()
 
 
@@ -248,7 +246,7 @@ class Loader(list):
 
 def test_documents_get_no_instruction_and_texts_of_mbeir_are_normalised(encoder):
     def embedded(name, prompt_type, text):
-        told = metadata(name, "Any2AnyRetrieval", "t2t", ["text"], "ndcg_at_10", {"query": "find it"})
+        told = metadata_of(name, "Any2AnyRetrieval", "t2t", ["text"], "ndcg_at_10", "find it")
         return encoder.encode(
             Loader([{"text": [text]}]),
             task_metadata=told,

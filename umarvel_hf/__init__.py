@@ -16,15 +16,17 @@ if _typing.TYPE_CHECKING:
     from umarvel_hf.evaluation.audit import Audit, audit
     from umarvel_hf.evaluation.benchmark import evaluate_benchmark, evaluate_run
     from umarvel_hf.evaluation.comparison import compare_results
+    from umarvel_hf.evaluation.overview import read_results
     from umarvel_hf.evaluation.reranked import fit_fusion
     from umarvel_hf.evaluation.results import Result
+    from umarvel_hf.evaluation.zeroshot import Ranked, rank_suite
     from umarvel_hf.exporting import export
     from umarvel_hf.hub import push
     from umarvel_hf.index import FlatIndex, Hit, build_index, retrieve
     from umarvel_hf.messages import ItemError
     from umarvel_hf.mining import mine_benchmark, show_lists
     from umarvel_hf.negatives import Filters, NegativeTable, Strategy
-    from umarvel_hf.report import write_report
+    from umarvel_hf.report import write_overview, write_report
     from umarvel_hf.reranker_checkpoint import new_reranker
     from umarvel_hf.reranking import Fusion, Reranker, load_reranker
     from umarvel_hf.search import Encoder
@@ -65,6 +67,7 @@ __all__ = [
     "Pairs",
     "Pool",
     "Query",
+    "Ranked",
     "Recipe",
     "Reranker",
     "Result",
@@ -91,11 +94,14 @@ __all__ = [
     "new_model",
     "new_reranker",
     "push",
+    "rank_suite",
+    "read_results",
     "retrieve",
     "score_table",
     "show_lists",
     "train",
     "train_reranker",
+    "write_overview",
     "write_report",
 ]
 
@@ -108,15 +114,17 @@ _MODULES = {
     "evaluation.audit": ("Audit", "audit"),
     "evaluation.benchmark": ("evaluate_benchmark", "evaluate_run"),
     "evaluation.comparison": ("compare_results",),
+    "evaluation.overview": ("read_results",),
     "evaluation.reranked": ("fit_fusion",),
     "evaluation.results": ("Result",),
+    "evaluation.zeroshot": ("Ranked", "rank_suite"),
     "exporting": ("export",),
     "hub": ("push",),
     "index": ("FlatIndex", "Hit", "build_index", "retrieve"),
     "messages": ("ItemError",),
     "mining": ("mine_benchmark", "show_lists"),
     "negatives": ("Filters", "NegativeTable", "Strategy"),
-    "report": ("write_report",),
+    "report": ("write_overview", "write_report"),
     "reranker_checkpoint": ("new_reranker",),
     "reranking": ("Fusion", "Reranker", "load_reranker"),
     "search": ("Encoder",),

@@ -159,21 +159,21 @@ def report(
         card: Folder of the checkpoint that was evaluated, whose card shall tell the scores.
 
     Raises:
-        ValueError, FileNotFoundError: There is no result, two are of one model and task, or a given ``data`` is no
-            folder, or there is nothing to show of it.
+        ValueError, FileNotFoundError: There is no result, or one is given twice; a given ``data`` is no folder, or is
+            not shown on this page.
     """
     measured = read_results(results)
     alone = len(measured.results) == 1 and not measured.mteb
-    detailed = alone and measured.results[0][1].suite not in ZERO_SHOT
+    detailed = alone and measured.results[0].result.suite not in ZERO_SHOT
     if data is not None and not detailed:
         raise ValueError("--data are shown on the page of one evaluation in M-BEIR's layout; leave them out.")
     if card is not None:
-        found = [result for _, result in measured.results]
+        found = [one.result for one in measured.results]
         listed = [one for result in found for one in result.listed()]
         list_scores(Path(card), listed, "\n\n".join(result.table() for result in found))
     if not alone:
         return write_overview(measured, Path(out or "umarvel-results.html"))
-    ((path, result),) = measured.results
+    path, result = measured.results[0].path, measured.results[0].result
     folder = path if path.is_dir() else path.parent
     page = Path(out or folder / "report.html")
     if not detailed:

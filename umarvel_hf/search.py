@@ -127,7 +127,7 @@ def encode_store(
     ids: Sequence[str] | np.ndarray,
     items: Sequence[Item],
     *,
-    instructions: str | Sequence[str] | None = None,
+    instructions: str | Sequence[str | None] | None = None,
     made_by: Mapping[str, str],
     root: Path | None = None,
     batch_tokens: int | None = None,

@@ -1,4 +1,4 @@
-"""Measures over ranked ids, in plain numpy; each agrees with trec_eval's of the same name."""
+"""Measures over ranked ids, in plain numpy; each agrees with trec_eval's of the same name, if it has one."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -90,7 +90,7 @@ def _values(judged: Judged, kind: str, k: int | None) -> np.ndarray:
         case "mrr":
             return (right / ranks).max(axis=1, initial=0)
         case _:  # map, capped_map
-            most = np.minimum(total, k) if kind == "capped_map" else total
+            most = total if kind == "map" or k is None else np.minimum(total, k)
             return (right * right.cumsum(axis=1) / ranks).sum(axis=1) / most
 
 

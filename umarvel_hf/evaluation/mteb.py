@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Collection, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 
@@ -14,13 +14,14 @@ from umarvel_hf._torchvision import ensure_torchvision
 ensure_torchvision()
 from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
+from mteb.models.model_meta import ScoringFunction
 from mteb.types import Licenses, PromptType
 
 from umarvel_hf.cards import told_by_card
 from umarvel_hf.encoding import encode, load
 from umarvel_hf.evaluation.results import MTEB_NAMES
 from umarvel_hf.fingerprint import fingerprint
-from umarvel_hf.hub import local_folder
+from umarvel_hf.hub import local_folder, split_revision
 from umarvel_hf.records import format_query, format_string
 
 if TYPE_CHECKING:
@@ -117,8 +118,8 @@ class MtebEncoder(AbsEncoder):
         license = told_by_card(folder, "license")
         made_by = json.dumps(fingerprint(self.model), sort_keys=True).encode()
         return ModelMeta(
-            loader=type(self),
-            name=name or (str(source) if of_hub else f"local/{folder.resolve().name}"),
+            loader=cast(Any, type(self)),
+            name=name or (split_revision(source)[0] if of_hub else f"local/{folder.resolve().name}"),
             # Results are kept by it: of a repository its commit, of a folder what shapes its vectors.
             revision=folder.name if of_hub else hashlib.sha256(made_by).hexdigest()[:40],
             release_date=None,
@@ -133,8 +134,8 @@ class MtebEncoder(AbsEncoder):
             public_training_code=None,
             public_training_data=M_BEIR if trained_on >= MTEB_NAMES.keys() else None,
             framework=["Sentence Transformers", "PyTorch", "Transformers", "safetensors"],
-            reference=f"https://huggingface.co/{source}" if of_hub else None,
-            similarity_fn_name="cosine",
+            reference=f"https://huggingface.co/{split_revision(source)[0]}" if of_hub else None,
+            similarity_fn_name=ScoringFunction.COSINE,
             use_instructions=True,
             training_datasets=trained_on,
             adapted_from=told_by_card(folder, "base_model"),

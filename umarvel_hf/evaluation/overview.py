@@ -1,8 +1,9 @@
 """Results of one or several models side by side: M-BEIR, zero-shot sets, mteb; what papers print stands apart."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,19 @@ class MtebScores:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was given: evaluations with the paths they were read from, and tasks of mteb."""
+class Evaluated:
+    """One evaluation, where it was read from, and what its rows are called."""
 
-    results: list[tuple[Path, Result]]
+    path: Path
+    name: str
+    result: Result
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was given: evaluations, and tasks of mteb. Of a model that was measured twice on a task, names hold paths."""
+
+    results: list[Evaluated]
     mteb: list[MtebScores]
 
 
@@ -80,9 +90,9 @@ def read_results(paths: Sequence[str | Path]) -> Measured:
 
     Raises:
         FileNotFoundError: There is nothing, or a folder holds neither.
-        ValueError: A file is neither, or a model has two results of one task.
+        ValueError: A file is neither, or is given twice.
     """
-    results, mteb = [], []
+    results, mteb = list[Evaluated](), list[MtebScores]()
     for path in map(Path, paths):
         if path.is_dir() and not (path / "result.json").is_file():
             found = [one for file in sorted(path.rglob("*.json")) if (one := _mteb_scores(file)) is not None]
@@ -92,50 +102,70 @@ def read_results(paths: Sequence[str | Path]) -> Measured:
         elif path.is_file() and (one := _mteb_scores(path)) is not None:
             mteb.append(one)
         else:
-            results.append((path, Result.load(path)))
-    _refuse_twice(
-        [(path, _name(result), f"{result.suite} {task.name}") for path, result in results for task in result.tasks]
-        + [(one.path, one.model, f"{one.task} of mteb") for one in mteb]
+            result = Result.load(path)
+            results.append(
+                Evaluated(path, result.settings.get("model") or result.settings.get("run") or UNNAMED, result)
+            )
+    given = [one.path.resolve() for one in results] + [one.path.resolve() for one in mteb]
+    if twice := [path for path, count in Counter(given).items() if count > 1]:
+        raise ValueError(f"{twice[0]} is given twice. Leave one out.")
+    measured = Counter((one.name, one.result.suite, task.name) for one in results for task in one.result.tasks)
+    by_mteb = Counter((one.model, one.task) for one in mteb)
+    return Measured(
+        [
+            replace(one, name=f"{one.name} ({one.path})")
+            if any(measured[one.name, one.result.suite, task.name] > 1 for task in one.result.tasks)
+            else one
+            for one in results
+        ],
+        [replace(one, model=f"{one.model} ({one.path})") if by_mteb[one.model, one.task] > 1 else one for one in mteb],
     )
-    return Measured(results, mteb)
 
 
 def sections(measured: Measured) -> list[Section]:
     """The tables, only those with something measured in them: M-BEIR by pool, zero-shot sets, others, mteb."""
-    results = [result for _, result in measured.results]
+    by_suite: dict[str, list[Evaluated]] = {}
+    for one in measured.results:
+        by_suite.setdefault(one.result.suite, []).append(one)
+    mbeir = by_suite.pop("m-beir", [])
     made = [
-        *(_mbeir([one for one in results if one.suite == "m-beir" and pool in one.pools], pool) for pool in POOLS),
-        *_zero_shot([one for one in results if one.suite in ZERO_SHOT]),
-        *(
-            _others([one for one in results if one.suite == suite], suite)
-            for suite in dict.fromkeys(one.suite for one in results)
-            if suite != "m-beir" and suite not in ZERO_SHOT
-        ),
+        *(_mbeir([one for one in mbeir if pool in one.result.pools], pool) for pool in POOLS),
+        *_zero_shot([one for suite in ZERO_SHOT for one in by_suite.pop(suite, [])]),
+        *(_others(results, suite) for suite, results in by_suite.items()),
         _mteb(measured.mteb),
     ]
     return [one for one in made if one.measured]
 
 
-def _mbeir(results: Sequence[Result], pool: str) -> Section:
+def _mbeir(evaluated: Sequence[Evaluated], pool: str) -> Section:
     told = published()
     columns = [Column("average", "average", "mean of 16")]
-    columns += [Column(one.name, f"{one.dataset} {short_type(one.type)}", own_metric(one)) for one in MBEIR_TASKS]
+    columns += [
+        Column(one.name, f"{one.dataset} {short_type(one.type).replace('->', ' → ')}", own_metric(one))
+        for one in MBEIR_TASKS
+    ]
     rows = []
-    for result in results:
+    for one in evaluated:
+        result = one.result
         for system in (MODEL, RERANKED):
             if system in result.systems:
                 scores = {task.name: 100 * task.rate(system, pool) for task in result.tasks}
                 if not result.missing:
                     scores["average"] = 100 * result.mean("M-BEIR", system, pool)
-                rows.append(Row(_name(result), system == RERANKED, scores))
-    printed = [Row(one.model, one.reranked, {**one.scores, "average": one.average or 0.0}) for one in told.rows[pool]]
-    notes = [told.about, *told.notes, *_other_splits(results, "test")]
+                rows.append(Row(one.name, system == RERANKED, scores))
+    printed = [Row(row.model, row.reranked, {**row.scores, "average": row.average or 0.0}) for row in told.rows[pool]]
+    splits = [
+        f"{one.name} was measured on split {one.result.settings['split']}, the rows of papers are of test."
+        for one in evaluated
+        if one.result.settings["split"] != "test"
+    ]
+    notes = [told.about, *told.notes, *splits]
     return Section(f"M-BEIR, {pool} pool{'s' if pool == 'local' else ''}", columns, _joined(rows), printed, notes)
 
 
-def _zero_shot(results: Sequence[Result]) -> Iterator[Section]:
+def _zero_shot(evaluated: Sequence[Evaluated]) -> Iterator[Section]:
     """Text and images, then text and video: the columns of the papers, then whatever else was measured."""
-    rows = _joined([Row(_name(result), False, dict(_zero_shot_scores(result))) for result in results])
+    rows = _joined([Row(one.name, False, dict(_zero_shot_scores(one.result))) for one in evaluated])
     for kind, title in (("image", "Zero-shot, text and images"), ("video", "Zero-shot, text and video")):
         told: Published = published_zero_shot(kind)
         own = [
@@ -180,7 +210,8 @@ def _zero_shot_title(key: tuple[str, str, str]) -> str:
     if name not in types:
         return title if name in (suite, title) else f"{title} {name}"
     part = types[name].part
-    return f"{title} {short_type(types[name].type) if part in ('t2i', 'i2t') else part}"
+    way = short_type(types[name].type).replace("->", " → ")
+    return f"{title} {way if part in ('t2i', 'i2t') else part}"
 
 
 def _is_video(suite: str) -> bool:
@@ -191,11 +222,12 @@ def _any(row: PublishedRow, keys: Sequence[Any]) -> bool:
     return any(key in row.scores for key in keys)
 
 
-def _others(results: Sequence[Result], suite: str) -> Section:
+def _others(evaluated: Sequence[Evaluated], suite: str) -> Section:
     """The means of a benchmark that no paper has, by pool."""
     columns: dict[Any, Column] = {}
     rows = []
-    for result in results:
+    for one in evaluated:
+        result = one.result
         for system in (MODEL, RERANKED):
             if system not in result.systems:
                 continue
@@ -204,7 +236,7 @@ def _others(results: Sequence[Result], suite: str) -> Section:
                 for pool in result.pools:
                     columns[group, pool] = Column((group, pool), f"{group}, {pool}", f"mean of {len(tasks)}")
                     scores[group, pool] = 100 * result.mean(group, system, pool)
-            rows.append(Row(_name(result), system == RERANKED, scores))
+            rows.append(Row(one.name, system == RERANKED, scores))
     titles = {"emoji": "Embedded benchmark", "trec": "Run files"}
     return Section(titles.get(suite, suite), list(columns.values()), _joined(rows))
 
@@ -231,18 +263,6 @@ def _joined(rows: Sequence[Row]) -> list[Row]:
     return [Row(model, reranked, scores) for (model, reranked), scores in joined.items()]
 
 
-def _other_splits(results: Sequence[Result], printed: str) -> list[str]:
-    return [
-        f"{_name(one)} was measured on split {one.settings['split']}, the rows of papers are of {printed}."
-        for one in results
-        if one.settings.get("split") not in (printed, None)
-    ]
-
-
-def _name(result: Result) -> str:
-    return result.settings.get("model") or result.settings.get("run") or UNNAMED
-
-
 def _mteb_scores(path: Path) -> MtebScores | None:
     """A task's file of mteb; None for any other JSON."""
     try:
@@ -262,14 +282,3 @@ def _mteb_scores(path: Path) -> MtebScores | None:
     meta = path.with_name("model_meta.json")
     told = json.loads(meta.read_text(encoding="utf-8")) if meta.is_file() else {}
     return MtebScores(told.get("name") or UNNAMED, saved["task_name"], split, means, means["main_score"], path)
-
-
-def _refuse_twice(found: Sequence[tuple[Path, str, str]]) -> None:
-    first: dict[tuple[str, str], Path] = {}
-    for path, model, task in found:
-        if (model, task) in first:
-            raise ValueError(
-                f"{path} and {first[model, task]} both measured {model} on {task}. Leave one out, or name the models "
-                "apart."
-            )
-        first[model, task] = path

@@ -159,8 +159,9 @@ def checked(record: Record, schema: Schema) -> Any:
 
 
 def _check(value: Any, schema: Schema, place: str, name: str) -> None:
-    kind = schema if isinstance(schema, type) else list if isinstance(schema, list | tuple) else dict
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    kind: type = schema if isinstance(schema, type) else list if isinstance(schema, list | tuple) else dict
+    fits: bool = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    if not fits:
         shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:79]}…"
         raise ValueError(f"{place}: {name or 'the record'} is {shown}, not {WORDS[kind]}.")
     if isinstance(schema, Mapping):

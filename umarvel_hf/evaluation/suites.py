@@ -239,7 +239,7 @@ def _stories(path: Path) -> Iterator[Record]:
         if missing:
             yield Record(steps[0].place, {"left_out": f"story {story} has no picture {missing[0]}"})
             continue
-        parts = [("text", f"{STORY} ")]
+        parts: list[tuple[str, str | None]] = [("text", f"{STORY} ")]
         for one in steps[:-1]:
             parts += [("text", one.value["text"]), ("image", pictures[one.value["photo_flickr_id"]])]
         last = steps[-1].value

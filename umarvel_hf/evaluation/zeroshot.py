@@ -203,25 +203,25 @@ def rank_suite(
     made_by = fingerprint(encoder)
     answers = []
     with vectors_folder(Path(vectors) if vectors is not None else None) as folder:
-        for task, questions in zip(
-            chosen, Progress(asked, "tasks", show=show_progress and len(asked) > 1), strict=True
-        ):
-            stores = []
-            for side, shape in ((questions.queries, task.query), (questions.candidates, task.candidate)):
-                told = hashlib.sha256(json.dumps(side.instructions).encode()).hexdigest()[:12]
-                # Both directions of a set share what they encode under one instruction.
-                kind = "queries" if shape is task.query else "candidates"
-                kind = f"{'texts' if shape.text else 'media'}" if task.relation == "pairs" else f"{task.part}-{kind}"
-                stores.append(
-                    encode_store(
-                        encoder, folder / f"{suite}-{split}-{kind}-{told}", list(side.items),
-                        list(side.items.values()), instructions=side.instructions,  # type: ignore[arg-type]
-                        made_by={**made_by, "prompt": told}, root=Path(root), batch_tokens=batch_tokens,
-                        show_progress_bar=show_progress,
-                    )
-                )  # fmt: skip
-            rank = _rank_choices if questions.galleries else _rank_pool
-            answers.append(rank(task, questions, *stores, memory))
+
+        def encode(side: Side, kind: str) -> VectorStore:
+            told = hashlib.sha256(json.dumps(side.instructions).encode()).hexdigest()[:12]
+            return encode_store(
+                encoder, folder / f"{suite}-{split}-{kind}-{told}", list(side.items), list(side.items.values()),
+                instructions=side.instructions, made_by={**made_by, "prompt": told}, root=Path(root),
+                batch_tokens=batch_tokens, show_progress_bar=show_progress,
+            )  # fmt: skip
+
+        bar = Progress(asked, "tasks", show=show_progress and len(asked) > 1)
+        for task, questions in zip(chosen, bar, strict=True):
+            kinds = [f"{task.part}-queries", f"{task.part}-candidates"]
+            if task.relation == "pairs":  # both directions share what they encode under one instruction
+                kinds = ["texts" if shape.text else "media" for shape in (task.query, task.candidate)]
+            queries, candidates = map(encode, (questions.queries, questions.candidates), kinds)
+            if questions.galleries:
+                answers.append(_rank_choices(task, questions, queries, candidates))
+            else:
+                answers.append(_rank_pool(task, questions, queries, candidates, memory))
     seconds = {"reading": opened - started, "encoding and searching": time.perf_counter() - opened}
     settings = {"suite": suite, "data": str(root), "split": split, "batch tokens": str(batch_tokens or "by device")}
     return Ranked(suite, split, answers, settings | made_by, seconds)
@@ -358,9 +358,7 @@ def _rank_pool(
     return Answers(task, asked, lists)
 
 
-def _rank_choices(
-    task: SuiteTask, asked: Questions, queries: VectorStore, candidates: VectorStore, memory: int
-) -> Answers:
+def _rank_choices(task: SuiteTask, asked: Questions, queries: VectorStore, candidates: VectorStore) -> Answers:
     """Compare every query with its own candidates; one that has the score of the right one stands before it."""
     at = {did: number for number, did in enumerate(asked.candidates.items)}
     lists, ahead = [], []
@@ -369,6 +367,6 @@ def _rank_choices(
         vectors = candidates.take(np.array([at[did] for did in gallery])).astype(np.float64)
         scores = np.rint(vectors @ query * SCALE)
         ahead.append(int((scores[1:] >= scores[0]).sum()))
-        order = sorted(range(len(gallery)), key=lambda one, scores=scores: (-scores[one], one == 0))
-        lists.append([gallery[one] for one in order][:DEPTH])
+        order = np.lexsort((np.arange(len(gallery)) == 0, -scores))  # the right one last among equals
+        lists.append([gallery[one] for one in order[:DEPTH]])
     return Answers(task, asked, lists, np.array(ahead))
