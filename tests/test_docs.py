@@ -162,7 +162,7 @@ def test_every_page_is_in_the_navigation_and_every_public_name_in_the_reference_
     ]
     assert len(told) == len(set(told))
     travelling = {"UMarvelConfig", "UMarvelModel", "UMarvelOutput", "UMarvelTransformer"}  # with a checkpoint
-    assert set(told) == set(umarvel_hf.__all__) | travelling
+    assert set(told) == set(umarvel_hf.__all__) | travelling | {"MtebEncoder"}  # which needs mteb
 
 
 @pytest.fixture(scope="module")

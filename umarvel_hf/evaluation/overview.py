@@ -75,7 +75,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was given: evaluations, and tasks of mteb. Of a model that was measured twice on a task, names hold paths."""
+    """What was given: evaluations, and tasks of mteb. Names of a model measured twice on a task hold paths."""
 
     results: list[Evaluated]
     mteb: list[MtebScores]
