@@ -346,6 +346,10 @@ def test_evaluate_measures_a_zero_shot_set(umarvel, refused, checkpoint, tmp_pat
     assert "flickr_text.json does not exist" in refused(*command, "flickr30k", "--out", tmp_path / "out")
     assert "leave them out" in refused("report", tmp_path / "circo-val", "--data", tmp_path)
     assert "is given twice" in refused("report", tmp_path / "circo-val", tmp_path / "circo-val")
+    (tmp_path / "X.json").write_text(
+        json.dumps({"task_name": "X", "mteb_version": "2", "scores": {"test": [{"main_score": 1}]}})
+    )
+    assert "only results of mteb are given" in refused("report", tmp_path / "X.json", "--card", copy)
 
 
 def test_evaluate_scores_a_run_file(umarvel, refused, evaluated, tmp_path):

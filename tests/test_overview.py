@@ -23,7 +23,7 @@ def zero_shot(tmp_path, suite, model, **options):
     return folder
 
 
-def mbeir(tmp_path, model, tasks=tuple(MBEIR_TASKS), split="test"):
+def mbeir(tmp_path, model, tasks=tuple(MBEIR_TASKS), split="test", suite="m-beir"):
     """A result whose tasks score 1/2 on the local and 1/4 on the union pool."""
     hits = {"local": [1.0, 1.0, 0.0, 0.0], "union": [1.0, 0.0, 0.0, 0.0]}
     metrics = ("hit@1", "hit@5", "hit@10", "wrong_modality@10")
@@ -34,9 +34,9 @@ def mbeir(tmp_path, model, tasks=tuple(MBEIR_TASKS), split="test"):
         for task, depth in MBEIR_TASKS.items()
         if task in tasks
     ]
-    result = Result("m-beir", found, [], {"model": model, "split": split}, {"queries": 4, "tasks": 16}, {})
-    result.save(tmp_path / model / "m-beir" / "result.json")
-    return tmp_path / model / "m-beir"
+    result = Result(suite, found, [], {"model": model, "split": split}, {"queries": 4, "tasks": 16}, {})
+    result.save(tmp_path / model / suite / "result.json")
+    return tmp_path / model / suite
 
 
 def mteb(folder, task, model="ours/a", split="test", **scores):
@@ -86,6 +86,17 @@ def test_mbeir_by_pool_with_an_average_only_of_all_sixteen(tmp_path):
     assert part.scores.keys() == {task.name for task in some}
     assert len(local.published) == len(published().rows["local"])
     assert "b was measured on split val, the rows of papers are of test." in local.notes
+
+
+def test_means_over_other_tasks_stand_in_other_columns(tmp_path):
+    webqa = [task for task in MBEIR_TASKS if task.dataset == "webqa"]
+    folders = [mbeir(tmp_path, "a", webqa, suite="emoji"), mbeir(tmp_path, "b", webqa[:1], suite="emoji")]
+    (section,) = sections(read_results(folders))
+    assert [(column.title, column.metric) for column in section.columns] == [
+        ("webqa, local", "mean of 2"), ("webqa, union", "mean of 2"), ("webqa, local", "mean of 1"),
+        ("webqa, union", "mean of 1"),
+    ]  # fmt: skip
+    assert [len(row.scores) for row in section.measured] == [2, 2] and not section.published
 
 
 def test_published_rows_are_as_printed():

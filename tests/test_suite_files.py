@@ -91,8 +91,8 @@ def test_empty_json_has_no_records_and_a_number_is_refused(tmp_path):
 
 
 def test_a_row_of_csv_may_run_over_lines(tmp_path):
-    (tmp_path / "a.csv").write_text('id,text\n1,"two\nlines"\n2,one\n')
-    assert [one.value["text"] for one in csv_records(tmp_path / "a.csv")] == ["two\nlines", "one"]
+    (tmp_path / "a.csv").write_text('id,text\n1,"two\nlines"\n2,one\u2028line\n')
+    assert [one.value["text"] for one in csv_records(tmp_path / "a.csv")] == ["two\nlines", "one\u2028line"]
     (tmp_path / "a.csv").write_text('id,text\n1,"two\n')
     with pytest.raises(ValueError, match=r"a\.csv:2: not CSV"):
         list(csv_records(tmp_path / "a.csv"))

@@ -109,7 +109,7 @@ def list_scores(folder: Path, results: Sequence[EvalResult], table: str) -> None
     places = (r"^## Scores *\n(?s:.*?)(?=^## |\Z)", r"^(?=## Limits *$)", r"\Z")
     place = next(found for pattern in places if (found := re.search(pattern, text, re.MULTILINE)))
     before, after = text[: place.start()].rstrip(), text[place.end() :]
-    scores = f"## Scores\n\nHit rates in percent:\n\n```\n{table}\n```\n"
+    scores = f"## Scores\n\nPercent:\n\n```\n{table}\n```\n"
     card.text = f"{before}\n\n{scores}" + (f"\n{after}" if after else "")
     card.save(path)
 

@@ -169,6 +169,10 @@ def report(
         raise ValueError("--data are shown on the page of one evaluation in M-BEIR's layout; leave them out.")
     if card is not None:
         found = [one.result for one in measured.results]
+        if not found:
+            raise ValueError(
+                "--card tells the scores of evaluations, and only results of mteb are given; leave it out."
+            )
         listed = [one for result in found for one in result.listed()]
         list_scores(Path(card), listed, "\n\n".join(result.table() for result in found))
     if not alone:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from umarvel_hf.evaluation.published import Published, PublishedRow, published, published_zero_shot
+from umarvel_hf.evaluation.published import published, published_zero_shot
 from umarvel_hf.evaluation.results import (
     MBEIR_TASKS,
     MODEL,
@@ -167,14 +167,11 @@ def _zero_shot(evaluated: Sequence[Evaluated]) -> Iterator[Section]:
     """Text and images, then text and video: the columns of the papers, then whatever else was measured."""
     rows = _joined([Row(one.name, False, dict(_zero_shot_scores(one.result))) for one in evaluated])
     for kind, title in (("image", "Zero-shot, text and images"), ("video", "Zero-shot, text and video")):
-        told: Published = published_zero_shot(kind)
-        own = [
-            one
-            for one in dict.fromkeys(key for row in rows for key in row.scores)
-            if _is_video(one[0]) == (kind == "video")
-        ]
+        told = published_zero_shot(kind)
+        scored = dict.fromkeys(key for row in rows for key in row.scores)
+        own = [key for key in scored if _is_video(key[0]) == (kind == "video")]
         keys = [one for one in told.columns if one in own] + [one for one in own if one not in told.columns]
-        printed = [Row(one.model, one.reranked, one.scores) for one in told.rows[kind] if _any(one, keys)]
+        printed = [Row(one.model, one.reranked, one.scores) for one in told.rows[kind] if one.scores.keys() & set(keys)]
         shown = [Row(row.model, False, {key: row.scores[key] for key in keys if key in row.scores}) for row in rows]
         notes = [told.about, *told.notes] if printed else []
         yield Section(
@@ -218,10 +215,6 @@ def _is_video(suite: str) -> bool:
     return any(task.candidate.video for task in ZERO_SHOT[suite].tasks)
 
 
-def _any(row: PublishedRow, keys: Sequence[Any]) -> bool:
-    return any(key in row.scores for key in keys)
-
-
 def _others(evaluated: Sequence[Evaluated], suite: str) -> Section:
     """The means of a benchmark that no paper has, by pool."""
     columns: dict[Any, Column] = {}
@@ -234,8 +227,9 @@ def _others(evaluated: Sequence[Evaluated], suite: str) -> Section:
             scores = {}
             for group, tasks in result.groups.items():
                 for pool in result.pools:
-                    columns[group, pool] = Column((group, pool), f"{group}, {pool}", f"mean of {len(tasks)}")
-                    scores[group, pool] = 100 * result.mean(group, system, pool)
+                    key = (group, pool, *(task.name for task in tasks))  # a mean over other tasks is another number
+                    columns[key] = Column(key, f"{group}, {pool}", f"mean of {len(tasks)}")
+                    scores[key] = 100 * result.mean(group, system, pool)
             rows.append(Row(one.name, system == RERANKED, scores))
     titles = {"emoji": "Embedded benchmark", "trec": "Run files"}
     return Section(titles.get(suite, suite), list(columns.values()), _joined(rows))

@@ -1,6 +1,7 @@
 """Records of the zero-shot sets' files, as their authors publish them, each checked; an error names file and line."""
 
 import csv
+import io
 import json
 import pickle
 import re
@@ -70,7 +71,7 @@ def json_lines(path: Path) -> Iterator[Record]:
 
 def csv_records(path: Path) -> Iterator[Record]:
     """The rows of a CSV file with a head, each a dict of strings; a row may run over several lines."""
-    rows = csv.DictReader(text_of(path).splitlines(keepends=True), strict=True)
+    rows = csv.DictReader(io.StringIO(text_of(path), newline=""), strict=True)
     try:
         for row in rows:
             if None in row or None in row.values():
