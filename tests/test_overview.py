@@ -86,6 +86,7 @@ def test_mbeir_by_pool_with_an_average_only_of_all_sixteen(tmp_path):
     assert part.scores.keys() == {task.name for task in some}
     assert len(local.published) == len(published().rows["local"])
     assert "b was measured on split val, the rows of papers are of test." in local.notes
+    assert local.notes[0] == published().about and not union.notes  # said once
 
 
 def test_means_over_other_tasks_stand_in_other_columns(tmp_path):

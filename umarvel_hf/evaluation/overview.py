@@ -134,7 +134,12 @@ def sections(measured: Measured) -> list[Section]:
         *(_others(results, suite) for suite, results in by_suite.items()),
         _mteb(measured.mteb),
     ]
-    return [one for one in made if one.measured]
+    shown, told = list[Section](), set[str]()
+    for section in made:
+        if section.measured:
+            shown.append(replace(section, notes=[note for note in section.notes if note not in told]))
+            told.update(section.notes)  # what holds for several tables is said once
+    return shown
 
 
 def _mbeir(evaluated: Sequence[Evaluated], pool: str) -> Section:
