@@ -259,6 +259,22 @@ def test_what_was_encoded_is_not_encoded_again(suite, tmp_path):
     assert len(encoder.encoded) == count
 
 
+def test_a_run_that_was_killed_goes_on_with_the_shard_it_was_at(suite, tmp_path, monkeypatch):
+    root, encoder = suite("mt-fashioniq")
+    whole = ranked("mt-fashioniq", root, encoder).measure()
+    monkeypatch.setattr("umarvel_hf.evaluation.zeroshot.SHARD_ROWS", 2)
+    stopping = Angled(root, encoder.angles)
+    stopping.encode = lambda inputs, **options: (
+        Angled.encode(stopping, inputs, **options) if len(stopping.encoded) < 6 else sys.exit("killed")
+    )
+    with pytest.raises(SystemExit):
+        ranked("mt-fashioniq", root, stopping, vectors=tmp_path / "vectors")
+    encoder.encoded.clear()
+    again = ranked("mt-fashioniq", root, encoder, vectors=tmp_path / "vectors").measure()
+    assert again.tasks == whole.tasks
+    assert len(stopping.encoded) + len(encoder.encoded) == 3 + 9
+
+
 # A set, one of its files, what is replaced in it (the last one) by what, and what is said of it.
 WRONG = {
     "a text that is none": (

@@ -24,6 +24,7 @@ from umarvel_hf.search import SCALE, Encoder, Search, encode_store, search_store
 from umarvel_hf.store import VectorStore, whole_file
 
 POOL = "local"  # as other results call the candidates of one task
+SHARD_ROWS = 1_024  # items that are encoded again, at most, where a run was killed
 logger = logging.getLogger(__name__)
 
 
@@ -209,7 +210,7 @@ def rank_suite(
             return encode_store(
                 encoder, folder / f"{suite}-{split}-{kind}-{told}", list(side.items), list(side.items.values()),
                 instructions=side.instructions, made_by={**made_by, "prompt": told}, root=Path(root),
-                batch_tokens=batch_tokens, show_progress_bar=show_progress,
+                batch_tokens=batch_tokens, shard_rows=SHARD_ROWS, show_progress_bar=show_progress,
             )  # fmt: skip
 
         bar = Progress(asked, "tasks", show=show_progress and len(asked) > 1)
