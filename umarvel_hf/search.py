@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from umarvel_hf.data import Item
+from umarvel_hf.progress import Progress
 from umarvel_hf.store import SHARD_ROWS, Vectors, VectorStore, check_unit, fill_store
 
 SCALE = 1_000_000  # scores are compared in millionths
@@ -133,6 +134,7 @@ def encode_store(
     batch_tokens: int | None = None,
     shard_rows: int = SHARD_ROWS,
     show_progress_bar: bool = False,
+    bar: Progress | None = None,
 ) -> VectorStore:
     """Encode items into a store, a shard at a time; stopped anywhere and called again, it goes on.
 
@@ -141,6 +143,8 @@ def encode_store(
         instructions: One for all items, or one for each.
         made_by: What shapes a vector besides item and instruction, such as :func:`umarvel_hf.fingerprint.fingerprint`.
         root: Paths of pictures count from here, so that a folder that was moved is still the same data.
+        show_progress_bar: One bar a shard.
+        bar: Moved on to the end of every shard.
 
     Raises:
         ValueError: The folder holds other vectors (see :func:`umarvel_hf.store.fill_store`), or an item is refused.
@@ -161,6 +165,8 @@ def encode_store(
         parts = [
             embed(encoder, [batch[at] for at in group], instruction=one, **options) for one, group in groups.items()
         ]
+        if bar is not None:
+            bar.update(rows.stop - bar.n)
         return np.concatenate(parts)[np.argsort(np.concatenate(list(groups.values())))]
 
     def digest(rows: slice) -> str:

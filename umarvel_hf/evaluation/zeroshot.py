@@ -207,15 +207,16 @@ def rank_suite(
 
         def encode(side: Side, kind: str) -> VectorStore:
             told = hashlib.sha256(json.dumps(side.instructions).encode()).hexdigest()[:12]
-            return encode_store(
-                encoder, folder / f"{suite}-{split}-{kind}-{told}", list(side.items), list(side.items.values()),
-                instructions=side.instructions, made_by={**made_by, "prompt": told}, root=Path(root),
-                batch_tokens=batch_tokens, shard_rows=SHARD_ROWS, show_progress_bar=show_progress,
-            )  # fmt: skip
+            name = f"{suite}-{split}-{kind}-{told}"
+            with Progress(total=len(side.items), desc=f"{suite} {kind}", show=show_progress) as bar:
+                return encode_store(
+                    encoder, folder / name, list(side.items), list(side.items.values()), instructions=side.instructions,
+                    made_by={**made_by, "prompt": told}, root=Path(root), batch_tokens=batch_tokens,
+                    shard_rows=SHARD_ROWS, bar=bar,
+                )  # fmt: skip
 
-        bar = Progress(asked, "tasks", show=show_progress and len(asked) > 1)
-        for task, questions in zip(chosen, bar, strict=True):
-            kinds = [f"{task.part}-queries", f"{task.part}-candidates"]
+        for task, questions in zip(chosen, asked, strict=True):
+            kinds = [f"{task.part}-queries".lstrip("-"), f"{task.part}-candidates".lstrip("-")]
             if task.relation == "pairs":  # both directions share what they encode under one instruction
                 kinds = ["texts" if shape.text else "media" for shape in (task.query, task.candidate)]
             queries, candidates = map(encode, (questions.queries, questions.candidates), kinds)
