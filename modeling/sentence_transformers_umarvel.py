@@ -199,9 +199,12 @@ def film_of(source: Path | dict[str, Any]) -> tuple[Path, dict[str, float]]:
     if isinstance(source, Path):
         return source, {}
     path, asked = existing_file(source["path"]), {name: one for name, one in source.items() if name != "path"}
-    numbers = all(isinstance(one, int | float) and one > 0 for one in asked.values())
-    if len(asked) > 1 or not asked.keys() <= {"num_frames", "fps"} or not numbers:
-        raise ValueError(f"a film with {asked}; beside 'path' give 'num_frames' or 'fps', one number above 0.")
+    whole, rate = asked.get("num_frames", 1), asked.get("fps", 1.0)
+    fits = type(whole) is int and whole > 0 and type(rate) in (int, float) and 0 < rate < float("inf")
+    if len(asked) > 1 or not asked.keys() <= {"num_frames", "fps"} or not fits:
+        raise ValueError(
+            f"a film with {asked}; beside 'path' give either 'num_frames', a whole number, or 'fps', above 0."
+        )
     return path, asked
 
 
@@ -211,32 +214,55 @@ def _decode_video(path: Path, asked: dict[str, float], sampler: Any) -> tuple[np
         raise ValueError(f"reading {str(path)!r} needs PyAV; install it (pip install av) or give decoded frames.")
     try:
         with av.open(str(path)) as container:
-            stream = _pictures_of(container)
-            total, clock, wanted = sampled_frames(container, asked, sampler)
-            container.seek(0)
-            frames = {
-                index: frame.to_ndarray(format="rgb24")
-                for index, frame in enumerate(container.decode(stream))
-                if index in wanted
-            }
+            # Of what is evaluated the frames are counted as they are shown; the header may count others, too.
+            clock, wanted = sampled_frames(container, asked, sampler, _frames_shown(container) if asked else None)
+            frames = _seen(container, wanted)
+            if len(frames) < len(set(wanted)):
+                container.seek(0)
+                clock, wanted = sampled_frames(container, asked, sampler, _frames_shown(container))
+                frames = _seen(container, wanted)
     except Exception as error:  # PyAV's errors share no base class with those of the sampler
         raise ValueError(f"{str(path)!r} is no video that can be read ({error}); convert or leave it out.") from error
-    if missing := set(wanted) - set(frames):
-        raise ValueError(
-            f"{str(path)!r} is damaged: it lacks frame {min(missing)} of {total}; replace or leave it out."
-        )
     return np.stack([frames[index] for index in wanted]), {**clock, "frames_indices": wanted}
 
 
-def sampled_frames(container: Any, asked: dict[str, float], sampler: Any) -> tuple[int, dict[str, Any], list[int]]:
-    """How many frames an open film has, its clock, and the places of those to be seen.
+def _seen(container: Any, wanted: list[int]) -> dict[int, np.ndarray]:
+    """The frames at some places, each (H, W, 3)."""
+    container.seek(0)
+    frames = enumerate(container.decode(pictures_of(container)))
+    return {index: frame.to_ndarray(format="rgb24") for index, frame in frames if index in wanted}
+
+
+def _frames_shown(container: Any) -> int:
+    """How many frames a film that stands at its beginning shows; its header also counts those that an edit has cut off.
+
+    Raises:
+        ValueError: It breaks off before the frames that its header counts.
+    """
+    stream, stored, shown = pictures_of(container), 0, 0
+    for packet in container.demux(stream):
+        stored += packet.size > 0  # the last one only flushes the decoder
+        shown += len(packet.decode())
+    if stored < stream.frames:
+        raise ValueError(f"it breaks off after {stored} of {stream.frames} frames")
+    return shown
+
+
+def sampled_frames(
+    container: Any, asked: dict[str, float], sampler: Any, total: int | None = None
+) -> tuple[dict[str, Any], list[int]]:
+    """The clock of an open film, and the places of the frames to be seen.
 
     With ``num_frames`` or ``fps`` they are spread as the reference spreads them (recipe.md §1.6): from the first to the
     last, an even number, by a rate at least 4 and at most 768; a film that has fewer gives all. Otherwise they are
     those that the video processor asks for.
+
+    Args:
+        total: How many frames there are; None: as the header says.
     """
-    stream = _pictures_of(container)
-    total = stream.frames or sum(1 for _ in container.decode(stream))  # some formats do not store their number
+    stream = pictures_of(container)
+    if total is None:
+        total = stream.frames or _frames_shown(container)  # some formats do not store their number
     if not total:
         raise ValueError("it holds no frames")
     clock = film_clock(total, float(stream.average_rate or SAMPLED_FRAMES_PER_SECOND))
@@ -244,16 +270,20 @@ def sampled_frames(container: Any, asked: dict[str, float], sampler: Any) -> tup
         rated = clock["duration"] * asked.get("fps", 0)
         count = asked.get("num_frames") or min(max(rated, LEAST_FRAMES), MOST_FRAMES, total)
         even = max(2 * round(count / 2), 2)
-        return total, clock, [round(at) for at in np.linspace(0, total - 1, min(even, total)).tolist()]
+        return clock, [round(at) for at in np.linspace(0, total - 1, min(even, total)).tolist()]
     settings = {name: getattr(sampler, name, None) for name in ("num_frames", "fps", "min_frames", "max_frames")}
     settings = {name: value for name, value in settings.items() if value is not None}
     if not {"num_frames", "fps"} & set(settings):
         settings["fps"] = SAMPLED_FRAMES_PER_SECOND
-    return total, clock, [int(at) for at in sampler.sample_frames(metadata=VideoMetadata(**clock), **settings)]
+    return clock, [int(at) for at in sampler.sample_frames(metadata=VideoMetadata(**clock), **settings)]
 
 
-def _pictures_of(container: Any) -> Any:
-    """The first stream of pictures; a file may hold sound alone."""
+def pictures_of(container: Any) -> Any:
+    """The first stream of pictures of a file, which may hold sound alone.
+
+    Raises:
+        ValueError: It does.
+    """
     if not container.streams.video:
         raise ValueError("it holds no pictures")
     return container.streams.video[0]

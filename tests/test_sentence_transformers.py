@@ -171,6 +171,37 @@ def test_a_film_may_be_told_how_it_is_sampled(embedder, film, asked, places):
     close(encode(embedder, [{"video": {"path": str(film), **asked}, "text": "a square"}]), expected)
 
 
+def test_no_more_frames_are_seen_than_the_reference_sees(embedder, tmp_path):
+    film = write_film(tmp_path / "long.mp4", 1600)
+    features = embedder.preprocess([{"video": {"path": film, "fps": 4}}])
+    assert features["video_grid_thw"][0][0] == 768 // 2  # two to a patch
+
+
+@pytest.mark.parametrize("asked", [{}, {"fps": 2.0}, {"num_frames": 12}])
+def test_frames_that_an_edit_has_cut_off_do_not_count(embedder, tmp_path, asked):
+    """Cutting without encoding anew leaves frames in the file, and in its header, that are not shown."""
+    whole, cut = write_film(tmp_path / "whole.mp4", 40), tmp_path / "cut.mp4"
+    with av.open(str(whole)) as source, av.open(str(cut), "w", options={"avoid_negative_ts": "disabled"}) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                shift = 6 * round(1 / 4 / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+                target.mux(packet)
+    with av.open(str(cut)) as container:
+        assert container.streams.video[0].frames == 40
+    shown = frames_of(cut)
+    assert len(shown) == 34
+    if asked:
+        count = asked.get("num_frames") or 2 * round(34 / 4 * asked["fps"] / 2)
+        places = [round(at) for at in np.linspace(0, 33, count).tolist()]
+        clock = {"fps": 4.0, "total_num_frames": 34, "duration": 34 / 4, "frames_indices": places}
+        seen = np.stack([shown[at] for at in places])
+        expected = embedder.encode([{"video": {"array": seen, "video_metadata": clock}}])
+        close(embedder.encode([{"video": {"path": cut, **asked}}]), expected)
+    assert len(encode(embedder, [{"video": {"path": cut, **asked}}])) == 1
+
+
 FEW = [(family, frames) for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision") for frames in (1, 3)]
 
 
@@ -252,11 +283,11 @@ BROKEN_VIDEOS = {
     "a film that is not there": (lambda tmp: {"video": {"path": tmp / "b.mp4", "fps": 2}}, r"b\.mp4' does not exist"),
     "no frames of a film": (
         lambda tmp: {"video": {"path": broken(tmp / "a.mp4"), "num_frames": 0}},
-        "one number above 0",
+        "a whole number",
     ),
     "two ways to sample": (
         lambda tmp: {"video": {"path": broken(tmp / "a.mp4"), "num_frames": 4, "fps": 2}},
-        "'num_frames' or 'fps', one",
+        "give either 'num_frames'",
     ),
 }
 

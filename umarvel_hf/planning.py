@@ -22,6 +22,7 @@ from umarvel_hf.modeling.sentence_transformers_umarvel import (
     av,
     film_clock,
     film_of,
+    pictures_of,
     sampled_frames,
 )
 
@@ -179,8 +180,8 @@ class TokenCounter:
             if isinstance(source, Path) or (isinstance(source, dict) and "path" in source):
                 path, asked = film_of(source)
                 with av.open(str(path)) as container:
-                    stream = container.streams.video[0]
-                    _, clock, wanted = sampled_frames(container, asked, sampler)
+                    stream = pictures_of(container)
+                    clock, wanted = sampled_frames(container, asked, sampler)
                     return Size(stream.height, stream.width, len(wanted), tuple(wanted), clock["fps"])
             frames = source["array"] if isinstance(source, dict) else source
             first = load_image(frames[0])
