@@ -349,7 +349,11 @@ def test_evaluate_measures_a_zero_shot_set(umarvel, refused, checkpoint, tmp_pat
     (tmp_path / "X.json").write_text(
         json.dumps({"task_name": "X", "mteb_version": "2", "scores": {"test": [{"main_score": 1}]}})
     )
-    assert "only results of mteb are given" in refused("report", tmp_path / "X.json", "--card", copy)
+    assert "evaluations of one model" in refused("report", tmp_path / "X.json", "--card", copy)
+    other = tmp_path / "other.json"
+    other.write_text((tmp_path / "circo-val/result.json").read_text().replace(str(checkpoint), "another"))
+    assert "evaluations of one model" in refused("report", tmp_path / "circo-val", other, "--card", copy)
+    assert (copy / "README.md").read_text() == card
 
 
 def test_evaluate_scores_a_run_file(umarvel, refused, evaluated, tmp_path):

@@ -126,11 +126,44 @@ def test_of_mteb_the_score_to_read(tmp_path):
     assert section.columns == [
         Column("CIRRIT2IRetrieval", "CIRRIT2IRetrieval", "hit_rate_at_5"),
         Column("FashionIQIT2IRetrieval", "FashionIQIT2IRetrieval", "hit_rate_at_10"),
-        Column("STSBenchmark", "STSBenchmark", "main_score"),
+        Column("STSBenchmark, dev", "STSBenchmark, dev", "main_score"),
     ]
     (row,) = section.measured
     assert [round(one) for one in row.scores.values()] == [40, 50, 70]
     assert not section.published
+
+
+def test_of_mteb_every_split_and_the_mean_over_subsets(tmp_path):
+    folder = mteb(tmp_path / "m", "X", main_score=0.2)
+    scores = {"test": [{"main_score": 0.2}, {"main_score": 0.4, "other": True}], "dev": [{"main_score": 1}]}
+    (folder / "X.json").write_text(json.dumps({"task_name": "X", "mteb_version": "2", "scores": scores}))
+    (section,) = sections(read_results(folder))
+    assert section.measured[0].scores == pytest.approx({"X": 30, "X, dev": 100})
+
+
+def test_revisions_of_a_model_are_rows_of_their_own(tmp_path):
+    first, second = (mteb(tmp_path / "m" / name, "A", main_score=0.1) for name in ("r1", "r2"))
+    mteb(second, "B", main_score=0.9)
+    (section,) = sections(read_results([tmp_path / "m"]))
+    assert [(row.model, row.scores.keys()) for row in section.measured] == [
+        (f"ours/a ({first})", {"A"}), (f"ours/a ({second})", {"A", "B"}),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("scores", [[], {"test": {"main_score": 1}}, {"test": [1]}, {"test": []}, {"test": [{}]}])
+def test_a_broken_file_of_mteb_is_named(tmp_path, scores):
+    (tmp_path / "X.json").write_text(json.dumps({"task_name": "X", "mteb_version": "2", "scores": scores}))
+    (tmp_path / "model_meta.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"X\.json is no whole result of mteb"):
+        read_results([tmp_path])
+
+
+def test_a_part_of_a_set_is_said_to_be_one(tmp_path):
+    (section,) = sections(read_results([zero_shot(tmp_path, "flickr30k", "a"), zero_shot(tmp_path, "genecis", "a")]))
+    assert section.notes[-2:] == [
+        "a was measured on 10 queries of flickr30k_t2i; the whole set has 5,000.",
+        "a was measured on 2 queries of flickr30k_i2t; the whole set has 1,000.",
+    ]
 
 
 def test_what_cannot_stand_on_one_page_is_refused(tmp_path):
@@ -141,7 +174,7 @@ def test_what_cannot_stand_on_one_page_is_refused(tmp_path):
     second = tmp_path / "again/result.json"
     second.parent.mkdir()
     second.write_bytes((first / "result.json").read_bytes())
-    with pytest.raises(ValueError, match=r"circo is given twice\. Leave one out"):
+    with pytest.raises(ValueError, match=r"a result is given twice among .*circo"):
         read_results([first, first])
     (section,) = sections(read_results([first, second]))
     assert [row.model for row in section.measured] == [f"a ({first})", f"a ({second})"]
@@ -149,7 +182,7 @@ def test_what_cannot_stand_on_one_page_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"CIRRIT2IRetrieval\.json has no hit_rate_at_5; it has main_score"):
         sections(read_results([folder]))
     mteb(tmp_path / "n", "X", ndcg=0.1)
-    with pytest.raises(ValueError, match=r"X\.json has no main_score for split 'test'"):
+    with pytest.raises(ValueError, match=r"X\.json is no whole result of mteb \(KeyError\('main_score'\)\)"):
         read_results([tmp_path / "n"])
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(ValueError, match=r"other\.json"):

@@ -9,6 +9,7 @@ import torch
 
 from umarvel_hf.evaluation.suite_files import (
     Record,
+    below,
     checked,
     csv_records,
     json_records,
@@ -30,7 +31,10 @@ class Hostile:
 
 def test_a_hostile_tensor_file_is_refused_and_runs_nothing(tmp_path):
     torch.save({"image_paths": [Hostile(tmp_path / "ran")], "annotations": []}, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"a\.pt: not plain data that torch\.save wrote .*Nothing in it was run"):
+    told = (
+        r"a\.pt: not plain data that torch\.save wrote \(it names classes or functions, or is cut short\)\. Nothing in"
+    )
+    with pytest.raises(ValueError, match=told):
         tensor_file(tmp_path / "a.pt")
     assert not (tmp_path / "ran").exists()
 
@@ -101,7 +105,7 @@ def test_a_row_of_csv_may_run_over_lines(tmp_path):
 def test_a_gap_among_numbered_files_is_named(tmp_path):
     for number in (1, 3):
         (tmp_path / f"{number}.txt").write_text("a")
-    with pytest.raises(ValueError, match=r"2\.txt is missing among 2 files"):
+    with pytest.raises(ValueError, match=r"2 files must be 1\.txt to 2\.txt, but 3\.txt is among them"):
         list(numbered_files(tmp_path))
 
 
@@ -112,9 +116,57 @@ def test_a_gap_among_numbered_files_is_named(tmp_path):
         ({"a": [1, "x"]}, {"a": [int]}, r"here: a\[1\] is 'x', not a whole number"),
         ([1], (object, str), "here: the record has 1 entries; needed are 2"),
         ({"a": {}}, {"a": {"b": str}}, r"here: lacks a\.b"),
-        ("x" * 200, list, r"here: the record is 'x{78}…, not a list"),
+        ("x" * 200, list, r"here: the record is 'xx+\.\.\.x+', not a list"),
     ],
 )
 def test_what_does_not_fit_is_named(value, schema, told):
     with pytest.raises(ValueError, match=told):
         checked(Record("here", value), schema)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "a.json: cannot be read .*recursion"),
+        ("[1" + "0" * 5000 + "]", "a.json: cannot be read .*Exceeds the limit"),
+        ('[{"a": 1, "a": 2}]', r"a\.json: cannot be read .an object has 'a' twice"),
+        ("", r"a\.json:1: not JSON"),
+        ("[1, 2", r"a\.json:1: not JSON"),
+    ],
+)
+def test_json_that_cannot_be_read_names_its_file(tmp_path, text, told):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=told):
+        list(json_records()(tmp_path / "a.json"))
+
+
+def test_a_string_that_cannot_be_written_is_refused():
+    with pytest.raises(ValueError, match=r"here: a is .*, not a string that can be written as UTF-8"):
+        checked(Record("here", {"a": "\ud800"}), {"a": str})
+
+
+def test_nested_beyond_measure_is_shown_in_short():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(ValueError, match=r"here: the record is \[\[.*, not an object"):
+        checked(Record("here", deep), dict)
+
+
+@pytest.mark.parametrize("name", ["03.txt", "0.txt", "notes.txt", "4.txt"])
+def test_other_names_among_numbered_files_are_refused(tmp_path, name):
+    for one in ("1.txt", "2.txt", name):
+        (tmp_path / one).write_text("a")
+    with pytest.raises(ValueError, match=rf"3 files must be 1\.txt to 3\.txt, but {name} is among them"):
+        list(numbered_files(tmp_path))
+
+
+def test_the_first_line_counts_also_where_it_is_blank(tmp_path):
+    (tmp_path / "1.txt").write_text("\na dog")
+    with pytest.raises(ValueError, match=r"1\.txt:1: the line is blank"):
+        list(numbered_files(tmp_path))
+
+
+def test_a_name_too_long_for_a_file_is_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"does not exist, but here names it"):
+        below(tmp_path, "here", "x" * 5000)

@@ -2,31 +2,41 @@
 
 import json
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from pictures import write_film
 from umarvel_hf.devices import DeviceEncoder
 from umarvel_hf.evaluation.results import MODEL, Result
-from umarvel_hf.evaluation.suites import (
-    CHANGE,
-    CIR,
-    DIALOG,
-    FOCUS,
-    I2T,
-    MMEB_MEANS,
-    ROUNDS,
-    STORY,
-    T2I,
-    VIDEO,
-    ZERO_SHOT,
-)
+from umarvel_hf.evaluation.suites import MMEB_MEANS, ZERO_SHOT
 from umarvel_hf.evaluation.zeroshot import rank_suite, read_questions
-from zero_shot import MMEB_TASKS, WRITERS, Angled
+from zero_shot import MMEB_TASKS, WRITERS, Angled, show, write
 
+# The words of the reference (recipe.md §10.0, §10.8).
+T2I = "Find me an everyday image that matches the given caption."
+I2T = "Find an image caption describing the following everyday image."
+CIR = "I'm looking for a similar everyday image with the described changes."
+CHANGE = (
+    "I want you to retrieve an similar image with the described changes. Show me an image that best captures the "
+    "following the described changes."
+)
+FOCUS = (
+    "I want you to retrieve an image with the same attributes as described. Show me an image that best captures the "
+    "following the same attributes."
+)
+DIALOG = "Find me an everyday image that matches the given dialog."
+ROUNDS = "Find me a similar fashion image based on the following multi-round modifications."
 T2T = "Find an image caption describing the following image."
+VIDEO = "Find an everyday video match with caption."
+STORY = (
+    "I will provide you with a series of images and captions from a story, and I need you to retrieve the image "
+    "corresponding to the last caption."
+)
 FASHION, CIRCO_PICTURES = "M-BEIR/mbeir_images/fashioniq_images", "circo/images/unlabeled2017"
 
 # By task, what its metrics are on the fixture (see the angles there), in thirds, halves and so on.
@@ -205,6 +215,55 @@ def test_a_set_is_asked_in_the_words_of_the_reference(suite, name):
     assert [one for one in ENCODED[name] if one not in encoder.encoded] == []
 
 
+def kind_of(item):
+    if isinstance(item, str | list):
+        return "text" if isinstance(item, str) else "chat"
+    return "+".join(item)
+
+
+PLAIN, EITHER = {(None, "image")}, {(None, "text"), (None, "image")}
+SIDES = {  # By task, all that is encoded: under which instruction, and of what kind.
+    "flickr30k_t2i": {(T2I, "text"), (None, "image")},
+    "flickr30k_i2t": {(I2T, "image"), (None, "text")},
+    "coco5k_t2i": EITHER,
+    "coco5k_i2t": EITHER,
+    "sharegpt4v_t2i": {(T2I, "text"), (None, "image")},
+    "sharegpt4v_i2t": {(T2I, "text"), (None, "image")},
+    "urban1k_t2i": {(I2T, "image"), (None, "text")},
+    "urban1k_i2t": {(I2T, "image"), (None, "text")},
+    "circo": {(CIR, "image+text"), (None, "image")},
+    "genecis_change_object": {(CHANGE, "image+text"), (None, "image")},
+    "genecis_focus_object": {(CHANGE, "image+text"), (None, "image")},
+    "genecis_change_attribute": {(CHANGE, "image+text"), (None, "image")},
+    "genecis_focus_attribute": {(FOCUS, "image+text"), (None, "image")},
+    "visdial": {(DIALOG, "text"), (None, "image")},
+    "vist": {(None, "chat"), (None, "image")},
+    "mt-fashioniq": {(ROUNDS, "chat"), (None, "image")},
+    "cc-neg": EITHER,
+    **{f"sugarcrepe_{part}": {(T2T, "image"), (None, "text")} for part in ("add_att", "add_obj", "replace_att")},
+    "sugarcrepe_replace_obj": {(T2T, "image"), (None, "text")},
+    **{f"sugarcrepe_{part}": EITHER for part in ("replace_rel", "swap_att", "swap_obj")},
+    "msr-vtt": {(VIDEO, "text"), (None, "video")},
+    "msvd": {(VIDEO, "text"), (None, "video")},
+    "mmeb_ImageNet-1K": {("Represent the given image for classification", "image"), (None, "text")},
+    "mmeb_OK-VQA": {("Represent the given image with the following question:", "image+text"), (None, "text")},
+    "mmeb_NIGHTS": {("Find a day-to-day image that looks similar.", "image"), (None, "image")},
+}
+
+
+@pytest.mark.parametrize("task", SIDES)
+def test_every_side_of_a_task_has_its_instruction_and_nothing_else(suite, task):
+    name = task.partition("_")[0]
+    root, encoder = suite(name)
+    rank_suite(encoder, name, root, tasks=[task])
+    assert {(instruction, kind_of(item)) for instruction, item in encoder.encoded} == SIDES[task]
+
+
+def test_the_sides_of_all_tasks_are_listed():
+    names = {f"{suite}_{task.part}" if task.part else suite for suite in ZERO_SHOT for task in ZERO_SHOT[suite].tasks}
+    assert {name for name in names if not name.startswith("mmeb_")} | set(MMEB_TASKS) == set(SIDES)
+
+
 def test_both_directions_share_what_they_encode(suite):
     root, encoder = suite("urban1k")
     ranked("urban1k", root, encoder)
@@ -242,6 +301,78 @@ def test_circos_test_split_gives_the_file_to_hand_in(suite, tmp_path):
     assert lists == {"0": [3, 4, 2, 5, 1, 6], "1": [1, 2, 3, 4, 5, 6], "2": [4, 3, 5, 2, 6, 1]}
     with pytest.raises(ValueError, match="circo keeps the answers of its split 'test'"):
         found.measure()
+
+
+def test_a_submission_names_fifty_a_query_best_first(suite, tmp_path):
+    root, encoder = suite("circo")
+    names = {number: f"{number:012d}.jpg" for number in range(1, 71)}
+    images = [{"id": number, "file_name": name} for number, name in names.items()]
+    write(root / "circo/annotations/image_info_unlabeled2017.json", {"images": images})
+    encoder.angles = show(root, {f"circo/images/unlabeled2017/{name}": number for number, name in names.items()})
+    found = ranked("circo", root, encoder, split="test")
+    lists = json.loads(found.save_submission(tmp_path / "submission.json").read_text())
+    # From 21° outward; of two as far away the higher id, as text, is first.
+    assert lists["0"][:5] == [21, 22, 20, 23, 19] and lists["1"] == list(range(1, 51))
+
+
+def test_among_equals_the_right_one_is_last(suite):
+    root, encoder = suite("sugarcrepe")
+    (task,) = ranked("sugarcrepe", root, encoder, tasks=["sugarcrepe_add_att"]).measure().tasks
+    assert task.top["local"] == [["a red dog 3°", "a blue dog 30°"], ["a dog that is red 3°", "a red dog 3°"]]
+
+
+def test_fields_of_ours_in_a_file_mean_nothing(suite):
+    root, encoder = suite("sharegpt4v")
+    path = root / "sharegpt4v/datas_for_validation.json"
+    rows = [{**row, "left_out": "x", "qid": 3, "right": []} for row in json.loads(path.read_text())]
+    path.write_text(json.dumps(rows))
+    result = ranked("sharegpt4v", root, encoder).measure()
+    assert values(result) == VALUES["sharegpt4v"] and result.counts["left out"] == 0
+    root, encoder = suite("circo")
+    path = root / "circo/annotations/test.json"
+    path.write_text(json.dumps([{**row, "right": [1], "left_out": "x"} for row in json.loads(path.read_text())]))
+    assert ranked("circo", root, encoder, split="test").answers[0].questions.right == {}
+
+
+def test_a_candidate_of_mmeb_that_is_only_marks_is_encoded_as_it_is(suite):
+    root, encoder = suite("mmeb")
+    path = root / "MMEB-eval/OK-VQA/OK-VQA_test.jsonl"
+    path.write_text(path.read_text().replace("80°", "?!, 80°").replace('"45°"', '"?"'))
+    encoder.angles["?"] = 45
+    with pytest.raises(IndexError):  # the fake has no angle for it: it was asked for one
+        ranked("mmeb", root, encoder)
+    assert (None, "?") in encoder.encoded and (None, "!, 80°.") in encoder.encoded
+
+
+def test_vist_without_its_pictures_says_so(suite):
+    root, encoder = suite("vist")
+    shutil.rmtree(root / "vist/images")
+    with pytest.raises(ValueError, match=r"sequence\.json: .*record 0: story 1 has no picture 11\. Copy it again"):
+        ranked("vist", root, encoder)
+
+
+def test_a_video_of_msvd_without_captions_is_named(suite):
+    root, encoder = suite("msvd")
+    (root / "MSVD/raw-captions.pkl").write_bytes(pickle.dumps({"clip_1_5": [["a"]], "clip_2_8": []}))
+    with pytest.raises(ValueError, match=r"test_list\.txt:2: 'clip_2_8' has no captions in .*raw-captions\.pkl"):
+        ranked("msvd", root, encoder)
+    (root / "MSVD/raw-captions.pkl").write_bytes(pickle.dumps([1]))
+    with pytest.raises(ValueError, match=r"raw-captions\.pkl: the record is \[1\], not an object"):
+        ranked("msvd", root, encoder)
+
+
+def test_paths_of_ccneg_are_looked_for_below_its_folder_alone(suite, tmp_path):
+    root, encoder = suite("cc-neg")
+    outside = tmp_path / "outside/cc3m/00000/0.jpg"
+    outside.parent.mkdir(parents=True)
+    outside.write_bytes(b"")
+    content = torch.load(root / "ccneg/ccneg_preprocessed.pt", weights_only=True)
+    content["image_paths"] = [str(tmp_path / f"outside/cc3m/0000{number}/{number}.jpg") for number in range(3)]
+    torch.save(content, root / "ccneg/ccneg_preprocessed.pt")
+    assert values(ranked("cc-neg", root, encoder).measure()) == {"cc-neg": pytest.approx(VALUES["cc-neg"]["cc-neg"])}
+    (root / "ccneg/cc3m/00000/0.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"entry 0 names '.*outside/cc3m/00000/0\.jpg', and no end of it lies"):
+        ranked("cc-neg", root, encoder)
 
 
 def test_a_story_without_a_picture_is_left_out_by_name(suite):
@@ -335,6 +466,42 @@ WRONG = {
         "[]",
         r"val\.json:1, record 1: the query has no right answer",
     ),
+    "an empty change": (
+        "circo",
+        "circo/annotations/val.json",
+        '"26°"',
+        '" "',
+        r"val\.json:1, record 2: there is no text to encode",
+    ),
+    "an empty condition": (
+        "genecis",
+        "genecis/annotations/focus_object.json",
+        '"has “two” 41°"',
+        '""',
+        r"focus_object\.json:1, record 0: there is no text to encode",
+    ),
+    "no candidates": (
+        "circo",
+        "circo/annotations/image_info_unlabeled2017.json",
+        '"images"',
+        '"images": [], "others"',
+        r"record 0: the right answer '3' is not among the 0 candidates",
+    ),
+    "no rounds": (
+        "mt-fashioniq",
+        "multiturnfashion/data/all.val.json",
+        '"reference": [[1, ["is red", " "], "B0"], [2, ["is longer", "and at 11°"], "B1"]]',
+        '"reference": []',
+        r"all\.val\.json:1, record 2: there is neither text nor",
+    ),
+    "instructions that are none": (
+        "mmeb",
+        "MMEB-eval/data_instruction.json",
+        '{"qry_instruction": "Find a day-to-day image that looks similar.", '
+        '"tgt_instruction": "Represent the given image."}',
+        '"x"',
+        r"record 'NIGHTS': the record is 'x', not an object",
+    ),
     "an answer that is no number": (
         "circo",
         "circo/annotations/val.json",
@@ -410,7 +577,7 @@ WRONG = {
         "sugar-crepe/data/swap_obj.json",
         '"3":',
         '"2":',
-        r"swap_obj\.json:1, record '2': stands in the file twice",
+        r"swap_obj\.json: cannot be read .an object has '2' twice",
     ),
     "no wrong caption": (
         "sugarcrepe",
@@ -476,7 +643,7 @@ WRONG = {
         r"data_instruction\.json:1: lacks 'NIGHTS'",
     ),
     "no UTF-8": ("urban1k", "Urban1k/caption/2.txt", "100°", "\udcff", r"2\.txt:1: not UTF-8"),
-    "an empty caption": ("urban1k", "Urban1k/caption/2.txt", "100°", "", r"2\.txt:1: the file is empty"),
+    "an empty caption": ("urban1k", "Urban1k/caption/2.txt", "100°", "", r"2\.txt:1: the line is blank"),
 }
 
 
@@ -514,13 +681,15 @@ def test_unknown_names_are_refused_with_those_there_are(tmp_path):
         rank_suite(encoder, "flickr", tmp_path)
     with pytest.raises(ValueError, match="tasks name 'genecis_x'; genecis has genecis_change_object"):
         rank_suite(encoder, "genecis", tmp_path, tasks=["genecis_x"])
+    with pytest.raises(ValueError, match="No task is named; genecis has genecis_change_object"):
+        rank_suite(encoder, "genecis", tmp_path, tasks=[])
     with pytest.raises(ValueError, match="split is 'train'; circo has val and test"):
         rank_suite(encoder, "circo", tmp_path, split="train")
 
 
 def test_ccneg_takes_the_last_forty_thousand(suite, monkeypatch):
     root, _ = suite("cc-neg")
-    monkeypatch.setattr("umarvel_hf.evaluation.suites.CCNEG_LAST", 2)
+    monkeypatch.setattr("umarvel_hf.evaluation.suite_readers.CCNEG_LAST", 2)
     asked = read_questions(ZERO_SHOT["cc-neg"].tasks[0], root, "test")
     assert [one["image"].name for one in asked.queries.items.values()] == ["1.jpg", "2.jpg"]
 

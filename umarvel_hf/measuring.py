@@ -17,7 +17,7 @@ from umarvel_hf.evaluation.reranked import fit_fusion
 from umarvel_hf.evaluation.results import POOLS, Result
 from umarvel_hf.evaluation.retrieval import SUITES
 from umarvel_hf.evaluation.suites import ZERO_SHOT
-from umarvel_hf.evaluation.zeroshot import Ranked, rank_suite
+from umarvel_hf.evaluation.zeroshot import Ranked, rank_asked, read_suite
 from umarvel_hf.report import write_overview, write_report
 from umarvel_hf.reranking import Fusion, Reranker, load_reranker
 
@@ -107,16 +107,20 @@ def evaluate(
         result = evaluate_run(run, qrels)
         result.save(out / "result.json")
         return Evaluation(result)
-    told = {"model": str(model), "command": command}
-    benchmark = MBeir(data or benchmark_dir()) if suite not in ZERO_SHOT else None
+    settings = {"model": str(model), "command": command}
+    if suite in ZERO_SHOT:
+        asked = read_suite(suite, str(data), tasks=tasks, split=split)  # before a model is loaded
+        with open_encoder(str(model), device, dtype, batch_tokens) as (encoder, tokens):
+            ranked = rank_asked(
+                encoder, asked, vectors=out / "vectors", memory=memory, batch_tokens=tokens, show_progress=show_progress
+            )
+        return _zero_shot(ranked, out, settings)
+    benchmark, split = MBeir(data or benchmark_dir()), "test" if split is None else split
     with open_encoder(str(model), device, dtype, batch_tokens) as (encoder, tokens):
         common: dict[str, Any] = {
             "suite": suite, "tasks": tasks, "vectors": out / "vectors", "memory": memory, "batch_tokens": tokens,
             "show_progress": show_progress,
         }  # fmt: skip
-        if benchmark is None:
-            return _zero_shot(rank_suite(encoder, root=str(data), split=split, **common), out, told)
-        split = "test" if split is None else split
         reranker, weight = None, None
         if rerank is not None:
             reranker = load_reranker(rerank)
@@ -126,7 +130,7 @@ def evaluate(
         result = evaluate_benchmark(
             encoder, benchmark, split=split, pools=pools, instructions=instructions, seed=seed,
             gold_modality=gold_modality, baselines=baselines, reranker=reranker, fusion=weight, runs=out / "runs",
-            settings=told, **common,
+            settings=settings, **common,
         )  # fmt: skip
         for stale in ("fusion.json", "frontier.json"):
             (out / stale).unlink(missing_ok=True)
@@ -169,10 +173,8 @@ def report(
         raise ValueError("--data are shown on the page of one evaluation in M-BEIR's layout; leave them out.")
     if card is not None:
         found = [one.result for one in measured.results]
-        if not found:
-            raise ValueError(
-                "--card tells the scores of evaluations, and only results of mteb are given; leave it out."
-            )
+        if measured.mteb or len({result.settings.get("model") for result in found}) > 1:
+            raise ValueError("--card tells what evaluations of one model found; leave out mteb's and those of others.")
         listed = [one for result in found for one in result.listed()]
         list_scores(Path(card), listed, "\n\n".join(result.table() for result in found))
     if not alone:

@@ -93,16 +93,16 @@ class MtebEncoder(AbsEncoder):
         if kwargs:
             raise ValueError(f"{', '.join(kwargs)} cannot be given: vectors are float32 of the checkpoint's dimension.")
         asked = prompt_type is not PromptType.document
-        told = self.get_task_instruction(task_metadata, prompt_type) if asked else None
+        instruction = self.get_task_instruction(task_metadata, prompt_type) if asked else None
         normalise = None
         if task_metadata.name in MTEB_NAMES:
-            told, normalise = format_string(told), format_query if asked else format_string
+            instruction, normalise = format_string(instruction), format_query if asked else format_string
         rows = _rows(inputs, normalise)
         blocks = []
         while block := list(islice(rows, BLOCK)):
             blocks.append(
                 encode(
-                    self.model, block, prompt=told or None, batch_tokens=self._batch_tokens,
+                    self.model, block, prompt=instruction or None, batch_tokens=self._batch_tokens,
                     show_progress_bar=show_progress_bar,
                 )
             )  # fmt: skip

@@ -54,7 +54,11 @@ class Section:
 
 @dataclass(frozen=True)
 class MtebScores:
-    """One task as mteb measured it: means over its subsets, from 0 to 1, by metric."""
+    """One task and split as mteb measured it: means over its subsets, from 0 to 1, by metric.
+
+    Args:
+        model: Name, and where several revisions of it were given, the folder of this one.
+    """
 
     model: str
     task: str
@@ -93,24 +97,26 @@ def read_results(paths: Sequence[str | Path]) -> Measured:
         ValueError: A file is neither, or is given twice.
     """
     results, mteb = list[Evaluated](), list[MtebScores]()
-    for path in map(Path, paths):
+    for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
         if path.is_dir() and not (path / "result.json").is_file():
-            found = [one for file in sorted(path.rglob("*.json")) if (one := _mteb_scores(file)) is not None]
+            found = [one for file in sorted(path.rglob("*.json")) for one in _mteb_scores(file)]
             if not found:
                 raise FileNotFoundError(f"{path} holds neither result.json nor results of mteb. Name another folder.")
             mteb += found
-        elif path.is_file() and (one := _mteb_scores(path)) is not None:
-            mteb.append(one)
+        elif path.is_file() and (found := _mteb_scores(path)):
+            mteb += found
         else:
             result = Result.load(path)
             results.append(
                 Evaluated(path, result.settings.get("model") or result.settings.get("run") or UNNAMED, result)
             )
-    given = [one.path.resolve() for one in results] + [one.path.resolve() for one in mteb]
-    if twice := [path for path, count in Counter(given).items() if count > 1]:
-        raise ValueError(f"{twice[0]} is given twice. Leave one out.")
+    files = {(one.path.resolve(), one.split) for one in mteb}
+    if len({one.path.resolve() for one in results}) + len(files) < len(results) + len(mteb):
+        raise ValueError(f"a result is given twice among {', '.join(map(str, paths))}. Leave one out.")
     measured = Counter((one.name, one.result.suite, task.name) for one in results for task in one.result.tasks)
-    by_mteb = Counter((one.model, one.task) for one in mteb)
+    folders: dict[str, set[Path]] = {}
+    for one in mteb:
+        folders.setdefault(one.model, set()).add(one.path.parent)  # mteb's: one a revision
     return Measured(
         [
             replace(one, name=f"{one.name} ({one.path})")
@@ -118,7 +124,10 @@ def read_results(paths: Sequence[str | Path]) -> Measured:
             else one
             for one in results
         ],
-        [replace(one, model=f"{one.model} ({one.path})") if by_mteb[one.model, one.task] > 1 else one for one in mteb],
+        [
+            replace(one, model=f"{one.model} ({one.path.parent})") if len(folders[one.model]) > 1 else one
+            for one in mteb
+        ],
     )
 
 
@@ -158,7 +167,10 @@ def _mbeir(evaluated: Sequence[Evaluated], pool: str) -> Section:
                 if not result.missing:
                     scores["average"] = 100 * result.mean("M-BEIR", system, pool)
                 rows.append(Row(one.name, system == RERANKED, scores))
-    printed = [Row(row.model, row.reranked, {**row.scores, "average": row.average or 0.0}) for row in told.rows[pool]]
+    printed = [
+        Row(row.model, row.reranked, row.scores | ({} if row.average is None else {"average": row.average}))
+        for row in told.rows[pool]
+    ]
     splits = [
         f"{one.name} was measured on split {one.result.settings['split']}, the rows of papers are of test."
         for one in evaluated
@@ -179,6 +191,7 @@ def _zero_shot(evaluated: Sequence[Evaluated]) -> Iterator[Section]:
         printed = [Row(one.model, one.reranked, one.scores) for one in told.rows[kind] if one.scores.keys() & set(keys)]
         shown = [Row(row.model, False, {key: row.scores[key] for key in keys if key in row.scores}) for row in rows]
         notes = [told.about, *told.notes] if printed else []
+        notes += [note for one in evaluated if _is_video(one.result.suite) == (kind == "video") for note in _parts(one)]
         yield Section(
             title, [Column(key, _zero_shot_title(key), key[2]) for key in keys], [row for row in shown if row.scores],
             printed, notes,
@@ -196,6 +209,15 @@ def _zero_shot_scores(result: Result) -> Iterator[tuple[tuple[str, str, str], fl
     for task in result.tasks:
         if task.name not in covered:
             yield (result.suite, task.name, task.metric), 100 * task.rate(MODEL, pool)
+
+
+def _parts(one: Evaluated) -> Iterator[str]:
+    """What was measured on a part of a set, where its size is known."""
+    sizes = {task.part: task.size for task in ZERO_SHOT[one.result.suite].tasks}
+    for task in one.result.tasks:
+        size = sizes[task.part]
+        if size is not None and len(task.qids) != size:
+            yield f"{one.name} was measured on {len(task.qids):,} queries of {task.name}; the whole set has {size:,}."
 
 
 def _reported(result: Result, name: str) -> list[str]:
@@ -249,8 +271,9 @@ def _mteb(scores: Sequence[MtebScores]) -> Section:
         value = one.main if metric == "main_score" else one.scores.get(metric)
         if value is None:
             raise ValueError(f"{one.path} has no {metric}; it has {', '.join(sorted(one.scores))}. Evaluate again.")
-        columns[one.task] = Column(one.task, one.task, metric)
-        rows.append(Row(one.model, False, {one.task: 100 * value}))
+        key = one.task if one.split == "test" else f"{one.task}, {one.split}"
+        columns[key] = Column(key, key, metric)
+        rows.append(Row(one.model, False, {key: 100 * value}))
     return Section("mteb", list(columns.values()), _joined(rows))
 
 
@@ -262,22 +285,29 @@ def _joined(rows: Sequence[Row]) -> list[Row]:
     return [Row(model, reranked, scores) for (model, reranked), scores in joined.items()]
 
 
-def _mteb_scores(path: Path) -> MtebScores | None:
-    """A task's file of mteb; None for any other JSON."""
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
+def _mteb_scores(path: Path) -> list[MtebScores]:
+    """What a task's file of mteb holds, by split; nothing for any other JSON."""
+    saved = _json(path)
     if not isinstance(saved, dict) or not {"task_name", "scores", "mteb_version"} <= saved.keys():
-        return None
-    splits = saved["scores"]
-    split = "test" if "test" in splits else next(iter(splits), "")
-    subsets = splits.get(split) or [{}]
-    numbers = [{name: one for name, one in subset.items() if isinstance(one, int | float)} for subset in subsets]
-    if any("main_score" not in one for one in numbers):
-        raise ValueError(f"{path} has no main_score for split {split!r}. Evaluate again.")
-    shared = [name for name in numbers[0] if all(name in one for one in numbers)]
-    means = {name: sum(one[name] for one in numbers) / len(numbers) for name in shared}
+        return []
     meta = path.with_name("model_meta.json")
-    told = json.loads(meta.read_text(encoding="utf-8")) if meta.is_file() else {}
-    return MtebScores(told.get("name") or UNNAMED, saved["task_name"], split, means, means["main_score"], path)
+    model = _json(meta) if meta.is_file() else {}
+    name = model.get("name") if isinstance(model, dict) else None
+    found = []
+    try:
+        for split, subsets in saved["scores"].items():
+            numbers = [{key: one for key, one in subset.items() if type(one) in (int, float)} for subset in subsets]
+            shared = [key for key in numbers[0] if all(key in one for one in numbers)]
+            means = {key: sum(one[key] for one in numbers) / len(numbers) for key in shared}
+            found.append(MtebScores(name or UNNAMED, str(saved["task_name"]), split, means, means["main_score"], path))
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no whole result of mteb ({error!r}). Evaluate again.") from error
+    return found
+
+
+def _json(path: Path) -> Any:
+    """What a file holds; None where it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return None

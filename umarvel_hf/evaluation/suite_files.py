@@ -5,41 +5,44 @@ import io
 import json
 import pickle
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from umarvel_hf.records import decoded, lines_of
+from umarvel_hf.data import first_repeated
+from umarvel_hf.records import decoded, is_text, lines_of
 
-WORDS = {str: "a string", int: "a whole number", list: "a list", dict: "an object"}
+WORDS = {str: "a string that can be written as UTF-8", int: "a whole number", list: "a list", dict: "an object"}
 SPACE = re.compile(r"[ \t\r\n]*")
 Schema = Any  # a type, a dict of schemas by field, or [schema] for a list of them
 
 
 @dataclass(frozen=True)
 class Record:
-    """One record of a file: where it stands, such as ``captions.json:3, record 2``, and what it says."""
+    """One record of a file: where it stands, such as ``captions.json:3, record 2``, and what it says.
+
+    Args:
+        left_out: Why it is not asked; "" where it is.
+        key: Under which it stands in an object.
+    """
 
     place: str
     value: Any
+    left_out: str = ""
+    key: str | None = None
 
 
 Reader = Callable[[Path], Iterator[Record]]
 
 
 def json_records(*keys: str) -> Reader:
-    """A reader of the values of a JSON file's array or object, or of one that stands under ``keys`` in it.
-
-    A value of an object gets the key it stands under as field ``key``.
-    """
+    """A reader of the values of a JSON file's array or object, or of one that stands under ``keys`` in it."""
 
     def read(path: Path) -> Iterator[Record]:
         text = text_of(path)
-        try:
-            json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg}). Is the file cut short?") from error
+        _parsed(text, str(path))
         at, value = _after_space(text, 0), None
         for key in keys:
             found = [start for name, _, start in _children(text, at) if name == key] if text[at] == "{" else []
@@ -48,14 +51,11 @@ def json_records(*keys: str) -> Reader:
             at = found[-1]
         if text[at] not in "[{":
             raise ValueError(f"{path}:{_line(text, at)}: {text[at : at + 40]!r} is neither an array nor an object.")
-        line, before, seen = 1, 0, set()
+        line, before = 1, 0
         for number, (name, value, start) in enumerate(_children(text, at)):
             line, before = line + text.count("\n", before, start), start
             place = f"{path}:{line}, record {number if name is None else repr(name)}"
-            if name is not None and name in seen:
-                raise ValueError(f"{place}: stands in the file twice. Remove one of them.")
-            seen.add(name)
-            yield Record(place, {"key": name, **value} if name is not None and isinstance(value, dict) else value)
+            yield Record(place, value, key=name)
 
     return read
 
@@ -63,10 +63,7 @@ def json_records(*keys: str) -> Reader:
 def json_lines(path: Path) -> Iterator[Record]:
     """The lines of a JSON-lines file."""
     for number, _, line in lines_of(path):
-        try:
-            yield Record(f"{path}:{number}", json.loads(decoded(path, number, line)))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not JSON ({error}). Is the file cut short?") from error
+        yield Record(f"{path}:{number}", _parsed(decoded(path, number, line), str(path), number))
 
 
 def csv_records(path: Path) -> Iterator[Record]:
@@ -91,19 +88,24 @@ def numbered_files(path: Path) -> Iterator[Record]:
     """Of a folder of ``1.txt``, ``2.txt``, … the number and the first line of each, in the order of the numbers.
 
     Raises:
-        ValueError: A number is missing in between, or a file is empty.
+        ValueError: A number is missing in between, a name is no such number, or a first line is blank.
         FileNotFoundError: There is none.
     """
-    files = {int(file.stem): file for file in path.glob("*.txt") if file.stem.isdecimal()}
-    if not files:
+    names = {file.stem for file in path.glob("*.txt")}
+    if not names:
         raise FileNotFoundError(f"{path} holds no 1.txt, 2.txt, …: complete the folder.")
-    for number in range(1, max(files) + 1):
-        if number not in files:
-            raise ValueError(f"{path}: {number}.txt is missing among {len(files):,} files. Complete the folder.")
-        first = next(text_lines(files[number]), None)
-        if first is None:
-            raise ValueError(f"{files[number]}:1: the file is empty.")
-        yield Record(first.place, {"number": number, "text": first.value})
+    numbers = [str(number) for number in range(1, len(names) + 1)]
+    if other := sorted(names - set(numbers)):
+        raise ValueError(
+            f"{path}: {len(names):,} files must be 1.txt to {len(names)}.txt, but {other[0]}.txt is among them. "
+            "Complete the folder."
+        )
+    for number in numbers:
+        file = path / f"{number}.txt"
+        first = text_of(file).partition("\n")[0].strip()
+        if not first:
+            raise ValueError(f"{file}:1: the line is blank.")
+        yield Record(f"{file}:1", {"number": int(number), "text": first})
 
 
 def tensor_file(path: Path) -> Any:
@@ -119,8 +121,10 @@ def tensor_file(path: Path) -> Any:
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises what its unpickler, zip reader or storage does
-        told = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: not plain data that torch.save wrote ({told}). Nothing in it was run.") from error
+        why = "it names classes or functions, or is cut short"  # torch's own words advise to trust the file
+        if not isinstance(error, pickle.UnpicklingError):
+            why = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: not plain data that torch.save wrote ({why}). Nothing in it was run.") from error
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -162,9 +166,8 @@ def checked(record: Record, schema: Schema) -> Any:
 def _check(value: Any, schema: Schema, place: str, name: str) -> None:
     kind: type = schema if isinstance(schema, type) else list if isinstance(schema, list | tuple) else dict
     fits: bool = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-    if not fits:
-        shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:79]}…"
-        raise ValueError(f"{place}: {name or 'the record'} is {shown}, not {WORDS[kind]}.")
+    if not fits or (kind is str and not is_text(value)):
+        raise ValueError(f"{place}: {name or 'the record'} is {reprlib.repr(value)}, not {WORDS[kind]}.")
     if isinstance(schema, Mapping):
         for field, inner in schema.items():
             within = f"{name}.{field}" if name else field
@@ -208,7 +211,11 @@ def below(root: Path, place: str, name: str) -> Path:
     path = root / name
     if ".." in Path(name).parts or Path(name).is_absolute():
         raise ValueError(f"{place}: names {name!r}, which does not lie below {root}.")
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # too long, or with a NUL
+        there = False
+    if not there:
         raise FileNotFoundError(f"{path} does not exist, but {place} names it. Complete the folder.")
     return path
 
@@ -218,6 +225,28 @@ def _there(path: Path) -> None:
         raise FileNotFoundError(
             f"{path} does not exist. Complete the folder; docs/how-to/zero-shot.md says from where."
         )
+
+
+def _parsed(text: str, path: str, line: int | None = None) -> Any:
+    """JSON without a key twice in one object.
+
+    Args:
+        line: That the text is, of a file of several.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        place = f"{path}:{error.lineno if line is None else line}"
+        raise ValueError(f"{place}: not JSON ({error.msg}). Is the file cut short?") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        raise ValueError(f"{path if line is None else f'{path}:{line}'}: cannot be read ({error}).") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"an object has {first_repeated([key for key, _ in pairs])!r} twice; remove one of them")
+    return found
 
 
 def _children(text: str, start: int) -> Iterator[tuple[str | None, Any, int]]:

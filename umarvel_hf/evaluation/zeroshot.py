@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from umarvel_hf.data import Item
 from umarvel_hf.evaluation.metrics import judge, measure
 from umarvel_hf.evaluation.results import MODEL, PoolScore, Result, TaskResult, versions
 from umarvel_hf.evaluation.retrieval import DEPTH, MEMORY, vectors_folder
-from umarvel_hf.evaluation.suite_files import below, checked
+from umarvel_hf.evaluation.suite_files import Record, below, checked
 from umarvel_hf.evaluation.suites import ZERO_SHOT, Shape, Source, Suite, SuiteTask
 from umarvel_hf.fingerprint import fingerprint
 from umarvel_hf.progress import Progress
 from umarvel_hf.records import format_string
-from umarvel_hf.search import SCALE, Encoder, Search, encode_store, search_store
+from umarvel_hf.search import SCALE, Encoder, Search, encode_store, exact_scores, search_store
 from umarvel_hf.store import VectorStore, whole_file
 
 POOL = "local"  # as other results call the candidates of one task
@@ -49,7 +49,8 @@ class Questions:
     Args:
         right: By query, its right answers; empty where the split names none.
         targets: By query, the one answer it was written for; empty where a set names none apart.
-        galleries: By query, the candidates it chooses from, the right one first; empty where it is asked of all.
+        galleries: By query, the numbers of the candidates it chooses from, the right one first, (C,) int32; empty where
+            it is asked of all.
         excluded: By query, candidates that do not count; only queries that have some.
         left_out: Why records are not asked.
     """
@@ -58,7 +59,7 @@ class Questions:
     candidates: Side = field(default_factory=Side)
     right: dict[str, list[str]] = field(default_factory=dict)
     targets: dict[str, str] = field(default_factory=dict)
-    galleries: dict[str, list[str]] = field(default_factory=dict)
+    galleries: list[np.ndarray] = field(default_factory=list)
     excluded: dict[str, list[str]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
@@ -152,7 +153,7 @@ class Ranked:
         return Path(path)
 
     def _task(self, one: Answers) -> TaskResult:
-        galleries = one.questions.galleries.values()
+        galleries = one.questions.galleries
         size = max(map(len, galleries)) if galleries else len(one.questions.candidates.items)
         return TaskResult(
             dataset=self.suite,
@@ -165,6 +166,17 @@ class Ranked:
             part=one.task.part,
             shape=one.task.type,
         )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A set as its files ask it: read and checked, nothing encoded yet."""
+
+    suite: str
+    split: str
+    root: Path
+    tasks: list[tuple[SuiteTask, Questions]]
+    seconds: float
 
 
 def rank_suite(
@@ -181,8 +193,8 @@ def rank_suite(
 ) -> Ranked:
     """Rank the candidates of a zero-shot set for all of its queries (recipe.md §10).
 
-    Every text and picture is encoded once under each of its instructions; vectors are rounded to half precision and
-    scores compared to six decimals, as on M-BEIR.
+    Candidates are encoded once, as are both sides of sets that are asked in both directions; vectors are rounded to
+    half precision and scores compared to six decimals, as on M-BEIR.
 
     Args:
         suite: A key of ``suites.ZERO_SHOT``, such as ``flickr30k``.
@@ -197,25 +209,46 @@ def rank_suite(
         ValueError: Unknown suite, task or split, or a wrong record, whose file and line are named.
         FileNotFoundError: A file is missing.
     """
+    asked = read_suite(suite, root, tasks=tasks, split=split)
+    return rank_asked(
+        encoder, asked, vectors=vectors, memory=memory, batch_tokens=batch_tokens, show_progress=show_progress
+    )
+
+
+def read_suite(suite: str, root: str | Path, *, tasks: Sequence[str] | None = None, split: str | None = None) -> Asked:
+    """Read and check the files of a set; arguments and errors as in :func:`rank_suite`."""
     chosen, split = _chosen(suite, tasks, split)
     started = time.perf_counter()
-    asked = [read_questions(task, Path(root), split) for task in chosen]  # bad data show before hours of work
-    opened = time.perf_counter()
+    asked = [(task, read_questions(task, Path(root), split)) for task in chosen]
+    return Asked(suite, split, Path(root), asked, time.perf_counter() - started)
+
+
+def rank_asked(
+    encoder: Encoder,
+    asked: Asked,
+    *,
+    vectors: str | Path | None = None,
+    memory: int = MEMORY,
+    batch_tokens: int | None = None,
+    show_progress: bool = False,
+) -> Ranked:
+    """Encode and rank what was read; arguments as in :func:`rank_suite`."""
+    started = time.perf_counter()
     made_by = fingerprint(encoder)
     answers = []
     with vectors_folder(Path(vectors) if vectors is not None else None) as folder:
 
         def encode(side: Side, kind: str) -> VectorStore:
-            told = hashlib.sha256(json.dumps(side.instructions).encode()).hexdigest()[:12]
-            name = f"{suite}-{split}-{kind}-{told}"
-            with Progress(total=len(side.items), desc=f"{suite} {kind}", show=show_progress) as bar:
+            prompts = hashlib.sha256(json.dumps(side.instructions).encode()).hexdigest()[:12]
+            name = f"{asked.suite}-{asked.split}-{kind}-{prompts}"
+            with Progress(total=len(side.items), desc=f"{asked.suite} {kind}", show=show_progress) as bar:
                 return encode_store(
-                    encoder, folder / name, list(side.items), list(side.items.values()), instructions=side.instructions,
-                    made_by={**made_by, "prompt": told}, root=Path(root), batch_tokens=batch_tokens,
-                    shard_rows=SHARD_ROWS, bar=bar,
+                    encoder, folder / name, list(side.items), list(side.items.values()),
+                    instructions=side.instructions, made_by={**made_by, "prompt": prompts}, root=asked.root,
+                    batch_tokens=batch_tokens, shard_rows=SHARD_ROWS, bar=bar,
                 )  # fmt: skip
 
-        for task, questions in zip(chosen, asked, strict=True):
+        for task, questions in asked.tasks:
             kinds = [f"{task.part}-queries".lstrip("-"), f"{task.part}-candidates".lstrip("-")]
             if task.relation == "pairs":  # both directions share what they encode under one instruction
                 kinds = ["texts" if shape.text else "media" for shape in (task.query, task.candidate)]
@@ -224,9 +257,12 @@ def rank_suite(
                 answers.append(_rank_choices(task, questions, queries, candidates))
             else:
                 answers.append(_rank_pool(task, questions, queries, candidates, memory))
-    seconds = {"reading": opened - started, "encoding and searching": time.perf_counter() - opened}
-    settings = {"suite": suite, "data": str(root), "split": split, "batch tokens": str(batch_tokens or "by device")}
-    return Ranked(suite, split, answers, settings | made_by, seconds)
+    seconds = {"reading": asked.seconds, "encoding and searching": time.perf_counter() - started}
+    settings = {
+        "suite": asked.suite, "data": str(asked.root), "split": asked.split,
+        "batch tokens": str(batch_tokens or "by device"),
+    }  # fmt: skip
+    return Ranked(asked.suite, asked.split, answers, settings | made_by, seconds)
 
 
 def read_questions(task: SuiteTask, root: Path, split: str) -> Questions:
@@ -238,33 +274,27 @@ def read_questions(task: SuiteTask, root: Path, split: str) -> Questions:
     """
     asked = Questions()
     if task.pool is not None:
-        for place, fields in _rows(task.pool, root, split):
-            did, (_, item, instruction) = str(fields["did"]), _item(task.candidate, fields, place, root)
+        for record in _records(task.pool, root, split):
+            did = str(record.value["did"])
             if did in asked.candidates.items:
-                raise ValueError(f"{place}: candidate {did!r} stands earlier in the file, too. Remove one of them.")
-            asked.candidates.add(did, item, instruction)
-    for number, (place, fields) in enumerate(_rows(task.source, root, split)):
-        if "left_out" in fields:
-            asked.left_out.append(f"{place}: {fields['left_out']}")
-            continue
-        name, query, instruction = _item(task.query, fields, place, root)
-        if task.relation == "pairs":
-            did, candidate, told = _item(task.candidate, fields, place, root)
-            qid, did = name or str(number), did or str(number)
-            asked.queries.add(qid, query, instruction)
-            asked.candidates.add(did, candidate, told)
+                raise ValueError(f"{record.place}: candidate {did!r} stands earlier in the file, too. Remove one.")
+            asked.candidates.add(did, *_item(task.candidate, record.value, record.place, root))
+    numbers: dict[tuple[str, str], int] = {}
+    for number, record in enumerate(_records(task.source, root, split)):
+        if record.left_out:
+            asked.left_out.append(f"{record.place}: {record.left_out}")
+        elif task.relation == "pairs":
+            qid, did = (_shown(shape, record.value)[0] or str(number) for shape in (task.query, task.candidate))
+            asked.queries.add(qid, *_item(task.query, record.value, record.place, root))
+            asked.candidates.add(did, *_item(task.candidate, record.value, record.place, root))
             asked.right.setdefault(qid, []).append(did)
-            continue
-        qid = str(fields.get("qid", number))
-        if qid in asked.queries.items:
-            raise ValueError(f"{place}: query {qid!r} stands earlier in the file, too. Remove one of them.")
-        asked.queries.add(qid, query, instruction)
-        if task.relation == "choice":
-            asked.galleries[qid] = _gallery(task.candidate, fields["options"], asked.candidates, place, root)
-        elif "right" in fields:
-            _keep_answers(asked, qid, fields, place, task)
+        else:
+            _ask(task, asked, str(record.value.get("qid", number)), record, numbers, root)
+    file = root / task.source.path.format(split=split)
     if not asked.queries.items:
-        raise ValueError(f"{root / task.source.path.format(split=split)}: holds no query. Copy it again.")
+        raise ValueError(f"{file}: {asked.left_out[0] if asked.left_out else 'holds no query'}. Copy it again.")
+    if not asked.candidates.items:
+        raise ValueError(f"{root / task.pool.path if task.pool else file}: holds no candidate. Copy it again.")
     for line in asked.left_out:
         logger.warning("left out: %s", line)
     return asked
@@ -275,55 +305,81 @@ def _chosen(suite: str, tasks: Sequence[str] | None, split: str | None) -> tuple
         raise ValueError(f"suite is {suite!r}; there are {', '.join(ZERO_SHOT)}.")
     found: Suite = ZERO_SHOT[suite]
     names = {f"{suite}_{task.part}" if task.part else suite: task for task in found.tasks}
+    if tasks is not None and not tasks:
+        raise ValueError(f"No task is named; {suite} has {', '.join(names)}.")
     if unknown := [name for name in tasks or () if name not in names]:
         raise ValueError(f"tasks name {unknown[0]!r}; {suite} has {', '.join(names)}.")
     split = found.splits[0] if split is None else split
     if split not in found.splits:
         raise ValueError(f"split is {split!r}; {suite} has {' and '.join(found.splits)}.")
-    return [task for name, task in names.items() if not tasks or name in tasks], split
+    return [task for name, task in names.items() if tasks is None or name in tasks], split
 
 
-def _rows(source: Source, root: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where every record stands, and its fields."""
+def _records(source: Source, root: Path, split: str) -> Iterator[Record]:
+    """Records whose values are the fields that shapes and relations name."""
     for number, record in enumerate(source.read(root / source.path.format(split=split))):
-        if isinstance(record.value, dict) and "left_out" in record.value:
-            yield record.place, record.value
-        else:
-            yield record.place, source.fields(number, checked(record, source.schema))
+        value = checked(record, source.schema)
+        if source.fields is not None:
+            value = source.fields(number, value)
+        elif isinstance(source.schema, dict):
+            value = {name: value[name] for name in source.schema}
+        yield replace(record, value=value)
 
 
-def _item(shape: Shape, fields: Mapping[str, Any], place: str, root: Path) -> tuple[str, Any, str | None]:
-    """The name of its file ("" for text alone and chats), the item, and its instruction."""
+def _shown(shape: Shape, fields: Mapping[str, Any]) -> tuple[str, str]:
+    """The name of the file and the text of an item, "" for none; of a chat neither."""
+    if shape.chat:
+        return "", ""
+    text = shape.text.format(**fields)
+    name = shape.image.format(**fields) or shape.video.format(**fields)
+    return name, format_string(text) if shape.formatted else text
+
+
+def _item(shape: Shape, fields: Mapping[str, Any], place: str, root: Path) -> tuple[Any, str | None]:
+    """The item, and its instruction."""
     instruction = shape.instruction.format(**fields) or None
     if shape.chat:
         parts = [
             {"type": kind, kind: value if kind == "text" else below(root, place, shape.image.format(value))}
             for kind, value in fields[shape.chat]
         ]
-        return "", [{"role": "user", "content": parts}], instruction
-    item, name = dict[str, Any](), ""
-    for kind in ("image", "video"):
-        if own := getattr(shape, kind).format(**fields):
-            name, file = own, below(root, place, own)
-            item[kind] = {"path": file, **shape.frames} if kind == "video" else file
-    text = shape.text.format(**fields)
-    text = format_string(text) if shape.formatted else text
-    if not item and not text.strip():
-        raise ValueError(f"{place}: there is no text, picture or video in what shall be encoded.")
-    return name, (item | ({"text": text} if text.strip() else {})) if item else text, instruction
+        if not any(part["type"] == "image" or part["text"].strip() for part in parts):
+            raise ValueError(f"{place}: there is neither text nor picture in what shall be encoded.")
+        return [{"role": "user", "content": parts}], instruction
+    name, text = _shown(shape, fields)
+    missing = [kind for kind, there in (("text", text.strip()), ("file", name)) if not there]
+    wanted = [kind for kind, there in (("text", shape.text), ("file", shape.image or shape.video)) if there]
+    if len(missing) == 2 or (not shape.either and set(missing) & set(wanted)):
+        raise ValueError(f"{place}: there is no {' and no '.join(set(missing) & set(wanted))} to encode.")
+    if not name:
+        return text, instruction
+    file = below(root, place, name)
+    media: dict[str, Any] = {"video": {"path": file, **shape.frames}} if shape.video else {"image": file}
+    return media | ({"text": text} if text.strip() else {}), instruction
 
 
-def _gallery(shape: Shape, options: Sequence[Mapping[str, Any]], candidates: Side, place: str, root: Path) -> list[str]:
-    """The ids of what a query chooses from; what is the same for several queries is encoded once."""
-    if len(options) < 2:
+def _ask(
+    task: SuiteTask, asked: Questions, qid: str, record: Record, numbers: dict[tuple[str, str], int], root: Path
+) -> None:
+    """Add a query that has a pool, or candidates of its own, each of which is a number that its content has."""
+    if qid in asked.queries.items:
+        raise ValueError(f"{record.place}: query {qid!r} stands earlier in the file, too. Remove one of them.")
+    fields, place = record.value, record.place
+    asked.queries.add(qid, *_item(task.query, fields, place, root))
+    if task.relation == "pool":
+        if "right" in fields:
+            _keep_answers(asked, qid, fields, place, task)
+        return
+    if len(fields["options"]) < 2:
         raise ValueError(f"{place}: there is no wrong candidate to choose from.")
-    dids = []
-    for option in options:
-        name, item, instruction = _item(shape, option, place, root)
-        did = " | ".join(one for one in (name, item if isinstance(item, str) else item.get("text")) if one)
-        candidates.add(did, item, instruction)
-        dids.append(did)
-    return dids
+    gallery = []
+    for option in fields["options"]:
+        content = _shown(task.candidate, option)
+        if content not in numbers:
+            numbers[content] = len(numbers)
+            asked.candidates.add(str(len(asked.candidates.items)), *_item(task.candidate, option, place, root))
+        gallery.append(numbers[content])
+    asked.galleries.append(np.array(gallery, dtype=np.int32))
 
 
 def _keep_answers(asked: Questions, qid: str, fields: Mapping[str, Any], place: str, task: SuiteTask) -> None:
@@ -362,13 +418,19 @@ def _rank_pool(
 
 def _rank_choices(task: SuiteTask, asked: Questions, queries: VectorStore, candidates: VectorStore) -> Answers:
     """Compare every query with its own candidates; one that has the score of the right one stands before it."""
-    at = {did: number for number, did in enumerate(asked.candidates.items)}
+    names = [_described(item) for item in asked.candidates.items.values()]
     lists, ahead = [], []
-    for number, gallery in enumerate(asked.galleries.values()):
-        query = queries.take(np.array([number]))[0].astype(np.float64)
-        vectors = candidates.take(np.array([at[did] for did in gallery])).astype(np.float64)
-        scores = np.rint(vectors @ query * SCALE)
+    for number, gallery in enumerate(asked.galleries):
+        query, own = queries.take(np.array([number])), np.arange(len(gallery))
+        scores = np.rint(exact_scores(query, candidates.take(gallery), np.zeros_like(own), own) * SCALE)
         ahead.append(int((scores[1:] >= scores[0]).sum()))
-        order = np.lexsort((np.arange(len(gallery)) == 0, -scores))  # the right one last among equals
-        lists.append([gallery[one] for one in order[:DEPTH]])
+        order = np.lexsort((own == 0, -scores))  # the right one last among equals
+        lists.append([names[gallery[one]] for one in order[:DEPTH]])
     return Answers(task, asked, lists, np.array(ahead))
+
+
+def _described(item: Item) -> str:
+    """Text, or the name of the file, or both."""
+    if isinstance(item, str):
+        return item
+    return " | ".join(part if isinstance(part, str) else part.name for part in item.values())
