@@ -264,6 +264,24 @@ def test_documents_get_no_instruction_and_texts_of_mbeir_are_normalised(encoder)
     np.testing.assert_array_equal(embedded(mbeir, query, "a cat"), encode(model, ["a cat."], prompt="Find it."))
 
 
+def test_what_is_encoded_in_blocks_is_the_same(encoder, monkeypatch):
+    told = {"task_metadata": Words.metadata, "hf_split": "test", "hf_subset": "default"}
+    batches = Loader([{"text": ["a", "a longer text"]}, {"text": ["b", "a cat"], "image": [None, squares(1)[0]]}])
+    whole = encoder.encode(batches, **told)
+    monkeypatch.setattr("umarvel_hf.evaluation.mteb.BLOCK", 3)
+    np.testing.assert_allclose(encoder.encode(batches, **told), whole, atol=1e-6)
+    assert whole.shape[0] == 4
+
+
+def test_a_model_of_the_hub_has_its_id_and_commit(checkpoint, monkeypatch, tmp_path):
+    snapshot = shutil.copytree(checkpoint, tmp_path / "snapshots/0123abc")
+    monkeypatch.setattr("umarvel_hf.evaluation.mteb.local_folder", lambda *_, **__: snapshot)
+    monkeypatch.setattr("umarvel_hf.evaluation.mteb.load", lambda *_, **__: load(checkpoint))
+    meta = MtebEncoder("my-team/my-embedder@main").mteb_model_meta
+    assert (meta.name, meta.revision) == ("my-team/my-embedder", "0123abc")
+    assert meta.reference == "https://huggingface.co/my-team/my-embedder"
+
+
 def test_what_cannot_be_embedded_is_refused(encoder):
     told = {"task_metadata": Words.metadata, "hf_split": "test", "hf_subset": "default"}
     with pytest.raises(ValueError, match=r"row 1 has neither text nor picture; its columns are \['text'\]"):
