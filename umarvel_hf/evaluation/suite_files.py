@@ -43,7 +43,7 @@ def json_records(*keys: str) -> Reader:
     def read(path: Path) -> Iterator[Record]:
         text = text_of(path)
         _parsed(text, str(path))
-        at, value = _after_space(text, 0), None
+        at = _after_space(text, 0)
         for key in keys:
             found = [start for name, _, start in _children(text, at) if name == key] if text[at] == "{" else []
             if not found:
