@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import mteb
 import numpy as np
@@ -238,6 +240,12 @@ def test_copies_of_other_weights_have_other_revisions(checkpoint, tmp_path):
     same, other = (MtebEncoder(folder).mteb_model_meta for folder in (tmp_path / "same", model_dir()))
     assert same.revision == MtebEncoder(checkpoint).mteb_model_meta.revision != other.revision
     assert (same.name, same.license, same.adapted_from) == ("local/same", "mit", "some/base")
+
+
+def test_without_mteb_the_error_says_what_to_install():
+    code = "import sys; sys.modules['mteb'] = None; import umarvel_hf.evaluation.mteb"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.endswith("mteb is not installed. Install: pip install 'umarvel_hf[mteb]'.\n")
 
 
 class Loader(list):

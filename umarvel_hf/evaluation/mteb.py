@@ -12,10 +12,13 @@ import numpy as np
 from umarvel_hf._torchvision import ensure_torchvision
 
 ensure_torchvision()
-from mteb.models import ModelMeta
-from mteb.models.abs_encoder import AbsEncoder
-from mteb.models.model_meta import ScoringFunction
-from mteb.types import Licenses, PromptType
+try:
+    from mteb.models import ModelMeta
+    from mteb.models.abs_encoder import AbsEncoder
+    from mteb.models.model_meta import ScoringFunction
+    from mteb.types import Licenses, PromptType
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("mteb is not installed. Install: pip install 'umarvel_hf[mteb]'.") from error
 
 from umarvel_hf.cards import told_by_card
 from umarvel_hf.encoding import encode, load
