@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from umarvel_hf.cli.command import COMMAND, Told, verb
-from umarvel_hf.cli.options import BatchTokens, Data, Device, Dtype, Memory, Names, Numbers, PoolNames, Seed
+from umarvel_hf.cli.options import BatchTokens, Device, Dtype, Memory, Names, Numbers, PoolNames, Seed
 
 
 @verb("umarvel evaluate my-embedder --suite m-beir --data M-BEIR --out run-a")
@@ -20,7 +20,12 @@ def evaluate(
             "circo, genecis, visdial, vist, mt-fashioniq, cc-neg, sugarcrepe, msr-vtt, msvd, mmeb."
         ),
     ] = "emoji",
-    data: Data = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder in M-BEIR's layout, or with the files of the zero-shot sets (default: the embedded benchmark)."
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option(help="Folder of the results and vectors; the same command again goes on there.")
     ] = Path("umarvel-evaluation"),
