@@ -150,8 +150,8 @@ class UMarvelTransformer(Transformer):
         if sampler is None:
             raise ValueError(f"the processor of this checkpoint ({type(self.processor).__name__}) takes no video.")
         clock = None
-        if isinstance(source, Path) or (isinstance(source, dict) and "path" in source):
-            frames, clock = _decode_video(*film_of(source), sampler)
+        if (film := film_of(source)) is not None:
+            frames, clock = _decode_video(*film, sampler)
         elif isinstance(source, dict):
             if not {"array"} <= set(source) <= {"array", "video_metadata"}:
                 raise ValueError(
@@ -190,14 +190,16 @@ def _media(messages: list[list[dict[str, Any]]], kind: str) -> list[list[Any]]:
     ]
 
 
-def film_of(source: Path | dict[str, Any]) -> tuple[Path, dict[str, float]]:
-    """The file of a film, and ``num_frames`` or ``fps`` where it is told how it is sampled.
+def film_of(source: Any) -> tuple[Path, dict[str, float]] | None:
+    """The file of a film, and ``num_frames`` or ``fps`` where it is told how it is sampled; None: it is no file.
 
     Raises:
         ValueError, FileNotFoundError: There is no such file, or what is told contradicts itself.
     """
     if isinstance(source, Path):
         return source, {}
+    if not isinstance(source, dict) or "path" not in source:
+        return None
     path, asked = existing_file(source["path"]), {name: one for name, one in source.items() if name != "path"}
     whole, rate = asked.get("num_frames", 1), asked.get("fps", 1.0)
     fits = type(whole) is int and whole > 0 and type(rate) in (int, float) and 0 < rate < float("inf")
@@ -214,7 +216,7 @@ def _decode_video(path: Path, asked: dict[str, float], sampler: Any) -> tuple[np
         raise ValueError(f"reading {str(path)!r} needs PyAV; install it (pip install av) or give decoded frames.")
     try:
         with av.open(str(path)) as container:
-            # Of what is evaluated the frames are counted as they are shown; the header may count others, too.
+            # Frames that are asked for are counted as they are shown; the header may count others, too.
             clock, wanted = sampled_frames(container, asked, sampler, _frames_shown(container) if asked else None)
             frames = _seen(container, wanted)
             if len(frames) < len(set(wanted)):

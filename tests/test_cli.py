@@ -33,6 +33,8 @@ from umarvel_hf.encoding import encode, load
 from umarvel_hf.evaluation.audit import audit
 from umarvel_hf.evaluation.comparison import compare_results
 from umarvel_hf.evaluation.results import Result
+from umarvel_hf.evaluation.retrieval import SUITES
+from umarvel_hf.evaluation.suites import ZERO_SHOT
 from umarvel_hf.exporting import export
 from umarvel_hf.hub import push
 from umarvel_hf.measuring import evaluate, report
@@ -110,6 +112,11 @@ print("loaded:", *{{name.partition(".")[0] for name in sys.modules}})
     told, _, loaded = done.stdout.partition("loaded:")
     assert {"torch", "transformers", "numpy", "PIL", "faiss", "yaml"}.isdisjoint(loaded.split())
     assert re.findall(r"^ *Example: umarvel (\w+)", told, re.MULTILINE) == list(VERBS)
+
+
+def test_the_help_of_evaluate_names_every_suite():
+    options = {one.name: one for one in typer.main.get_command(application).commands["evaluate"].params}
+    assert {*SUITES, *ZERO_SHOT} <= set(re.findall(r"[\w-]+", options["suite"].help))
 
 
 def test_the_version_is_that_of_the_package(capsys):

@@ -177,8 +177,8 @@ class TokenCounter:
     def _film_size(self, source: Any) -> Size | None:
         sampler = getattr(self._processor, "video_processor", None)
         with suppress(Exception):  # whatever is wrong with it is told when it is decoded
-            if isinstance(source, Path) or (isinstance(source, dict) and "path" in source):
-                path, asked = film_of(source)
+            if (film := film_of(source)) is not None:
+                path, asked = film
                 with av.open(str(path)) as container:
                     stream = pictures_of(container)
                     clock, wanted = sampled_frames(container, asked, sampler)

@@ -119,12 +119,10 @@ class MtebEncoder(AbsEncoder):
         of_hub = folder != Path(source)
         config, weights = self.model[0].model.config, list(self.model.parameters())
         license = told_by_card(folder, "license")
-        made_by = json.dumps(fingerprint(self.model), sort_keys=True).encode()
         return ModelMeta(
             loader=cast(Any, type(self)),
             name=name or (split_revision(source)[0] if of_hub else f"local/{folder.resolve().name}"),
-            # Results are kept by it: of a repository its commit, of a folder what shapes its vectors.
-            revision=folder.name if of_hub else hashlib.sha256(made_by).hexdigest()[:40],
+            revision=folder.name if of_hub else self._digest(),  # results are kept by it
             release_date=None,
             languages=["eng-Latn"],
             n_parameters=sum(one.numel() for one in weights),
@@ -144,6 +142,11 @@ class MtebEncoder(AbsEncoder):
             adapted_from=told_by_card(folder, "base_model"),
             modalities=["text", "image"],
         )
+
+    def _digest(self) -> str:
+        """A checksum of what shapes the vectors, the weights among it, as long as a commit's."""
+        made_by = json.dumps(fingerprint(self.model), sort_keys=True)
+        return hashlib.sha256(made_by.encode()).hexdigest()[:40]
 
 
 def _rows(inputs: "DataLoader[Any]", normalise: Callable[[str], str] | None) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ from umarvel_hf.evaluation.results import (
     own_metric,
     short_type,
 )
-from umarvel_hf.evaluation.suites import ZERO_SHOT
+from umarvel_hf.evaluation.suites import ZERO_SHOT, task_name
 
 UNNAMED = "model without a name"
 
@@ -154,10 +154,7 @@ def sections(measured: Measured) -> list[Section]:
 def _mbeir(evaluated: Sequence[Evaluated], pool: str) -> Section:
     told = published()
     columns = [Column("average", "average", "mean of 16")]
-    columns += [
-        Column(one.name, f"{one.dataset} {short_type(one.type).replace('->', ' → ')}", own_metric(one))
-        for one in MBEIR_TASKS
-    ]
+    columns += [Column(one.name, f"{one.dataset} {_way(one.type)}", own_metric(one)) for one in MBEIR_TASKS]
     rows = []
     for one in evaluated:
         result = one.result
@@ -229,13 +226,17 @@ def _reported(result: Result, name: str) -> list[str]:
 
 def _zero_shot_title(key: tuple[str, str, str]) -> str:
     suite, name, _ = key
-    types = {f"{suite}_{task.part}": task for task in ZERO_SHOT[suite].tasks if task.part}
+    types = {task_name(suite, task.part): task for task in ZERO_SHOT[suite].tasks if task.part}
     title = ZERO_SHOT[suite].title
     if name not in types:
         return title if name in (suite, title) else f"{title} {name}"
     part = types[name].part
-    way = short_type(types[name].type).replace("->", " → ")
-    return f"{title} {way if part in ('t2i', 'i2t') else part}"
+    return f"{title} {_way(types[name].type) if part in ('t2i', 'i2t') else part}"
+
+
+def _way(words: str) -> str:
+    """``t → i`` for ``text → image``."""
+    return short_type(words).replace("->", " → ")
 
 
 def _is_video(suite: str) -> bool:

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult
 
 from umarvel_hf.data import TASK_TYPES, Task
 from umarvel_hf.evaluation.significance import LEVEL, Comparison, corrected, paired
-from umarvel_hf.evaluation.suites import ZERO_SHOT
+from umarvel_hf.evaluation.suites import ZERO_SHOT, task_name
 from umarvel_hf.store import whole_file
 
 FORMAT = 2
@@ -105,7 +105,7 @@ class TaskResult:
         """As the files spell it, such as ``mscoco_task0``; of a zero-shot set such as ``sugarcrepe_swap_att``."""
         if self.task_id is not None:
             return Task(self.dataset, self.task_id).name
-        return f"{self.dataset}_{self.part}" if self.part else self.dataset
+        return task_name(self.dataset, self.part)
 
     @property
     def type(self) -> str:
@@ -182,7 +182,7 @@ class Result:
         """Tasks of M-BEIR or of a zero-shot set that were not evaluated; a mean is one of all only where none is."""
         wanted = [task.name for task in MBEIR_TASKS] if self.suite == "m-beir" else []
         if self.suite in ZERO_SHOT:
-            wanted = [f"{self.suite}_{task.part}" for task in ZERO_SHOT[self.suite].tasks if task.part]
+            wanted = [task_name(self.suite, task.part) for task in ZERO_SHOT[self.suite].tasks]
         return [name for name in wanted if name not in {one.name for one in self.tasks}]
 
     def mean(self, group: str, system: str, pool: str, metric: str | None = None) -> float:

@@ -159,6 +159,11 @@ class Suite:
     hidden: str = ""
 
 
+def task_name(suite: str, part: str) -> str:
+    """How results and ``--tasks`` call a task: ``circo``, ``sugarcrepe_swap_att``."""
+    return f"{suite}_{part}" if part else suite
+
+
 def _both_ways(
     source: Source, shown: Shape, said: Shape, shown_to_say: Shape, said_to_say: Shape, *, texts: int, images: int
 ) -> tuple[SuiteTask, ...]:

@@ -16,7 +16,7 @@ from umarvel_hf.evaluation.metrics import judge, measure
 from umarvel_hf.evaluation.results import MODEL, PoolScore, Result, TaskResult, versions
 from umarvel_hf.evaluation.retrieval import DEPTH, MEMORY, vectors_folder
 from umarvel_hf.evaluation.suite_files import Record, below, checked
-from umarvel_hf.evaluation.suites import ZERO_SHOT, Shape, Source, Suite, SuiteTask
+from umarvel_hf.evaluation.suites import ZERO_SHOT, Shape, Source, SuiteTask, task_name
 from umarvel_hf.fingerprint import fingerprint
 from umarvel_hf.progress import Progress
 from umarvel_hf.records import format_string
@@ -303,8 +303,8 @@ def read_questions(task: SuiteTask, root: Path, split: str) -> Questions:
 def _chosen(suite: str, tasks: Sequence[str] | None, split: str | None) -> tuple[list[SuiteTask], str]:
     if suite not in ZERO_SHOT:
         raise ValueError(f"suite is {suite!r}; there are {', '.join(ZERO_SHOT)}.")
-    found: Suite = ZERO_SHOT[suite]
-    names = {f"{suite}_{task.part}" if task.part else suite: task for task in found.tasks}
+    found = ZERO_SHOT[suite]
+    names = {task_name(suite, task.part): task for task in found.tasks}
     if tasks is not None and not tasks:
         raise ValueError(f"No task is named; {suite} has {', '.join(names)}.")
     if unknown := [name for name in tasks or () if name not in names]:
@@ -347,10 +347,10 @@ def _item(shape: Shape, fields: Mapping[str, Any], place: str, root: Path) -> tu
             raise ValueError(f"{place}: there is neither text nor picture in what shall be encoded.")
         return [{"role": "user", "content": parts}], instruction
     name, text = _shown(shape, fields)
-    missing = [kind for kind, there in (("text", text.strip()), ("file", name)) if not there]
-    wanted = [kind for kind, there in (("text", shape.text), ("file", shape.image or shape.video)) if there]
-    if len(missing) == 2 or (not shape.either and set(missing) & set(wanted)):
-        raise ValueError(f"{place}: there is no {' and no '.join(set(missing) & set(wanted))} to encode.")
+    sides = (("text", shape.text, text.strip()), ("file", shape.image or shape.video, name))
+    lacking = [kind for kind, template, filled in sides if template and not filled]
+    if len(lacking) > shape.either:
+        raise ValueError(f"{place}: there is no {' and no '.join(lacking)} to encode.")
     if not name:
         return text, instruction
     file = below(root, place, name)
@@ -377,7 +377,7 @@ def _ask(
         content = _shown(task.candidate, option)
         if content not in numbers:
             numbers[content] = len(numbers)
-            asked.candidates.add(str(len(asked.candidates.items)), *_item(task.candidate, option, place, root))
+            asked.candidates.add(str(numbers[content]), *_item(task.candidate, option, place, root))
         gallery.append(numbers[content])
     asked.galleries.append(np.array(gallery, dtype=np.int32))
 
